@@ -1,0 +1,56 @@
+# syntax=docker/dockerfile:1
+# Images of palestra, one target per use:
+#   docker build --target sandbox -t palestra-sandbox .   what a policy's code runs in; no palestra
+#   docker build --target serve   -t palestra-serve .     inference and evaluation
+#   docker build --target train   -t palestra-train .     the training stages and the demo
+# BASE is any Debian or Ubuntu image with Python 3.11 or newer; for GPUs name one with CUDA, and
+# give TORCH_ARGS what pip needs to find the matching build.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS base
+# The working directory never shadows an installed package.
+ENV PYTHONSAFEPATH=1 \
+    PYTHONUNBUFFERED=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
+RUN useradd --create-home --uid 1000 agent
+
+FROM base AS sandbox
+USER agent
+WORKDIR /home/agent
+CMD ["python3"]
+
+# The wheel is built apart, so that no image carries sources or build tools.
+FROM base AS wheel
+WORKDIR /src
+RUN pip install "setuptools>=77" build
+COPY pyproject.toml README.md LICENSE ./
+COPY palestra palestra
+COPY tools tools
+COPY verifiers verifiers
+COPY envs envs
+COPY rollout rollout
+COPY trainer trainer
+RUN python3 -m build --wheel --no-isolation --outdir /wheels
+
+FROM base AS installed
+ARG TORCH_ARGS=""
+COPY constraints.txt /tmp/constraints.txt
+RUN python3 -m venv /opt/palestra \
+    && /opt/palestra/bin/pip install ${TORCH_ARGS} "$(grep -E '^torch==' /tmp/constraints.txt)"
+COPY --from=wheel /wheels /tmp/wheels
+RUN /opt/palestra/bin/pip install -c /tmp/constraints.txt \
+    "$(ls /tmp/wheels/*.whl)[serve,train]"
+
+FROM base AS serve
+COPY --from=installed /opt/palestra /opt/palestra
+ENV PATH=/opt/palestra/bin:$PATH
+USER agent
+WORKDIR /home/agent
+ENTRYPOINT ["palestra"]
+CMD ["doctor"]
+
+FROM serve AS train
+ENV OMP_NUM_THREADS=1
+VOLUME /home/agent/runs
+CMD ["demo"]

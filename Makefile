@@ -1,0 +1,87 @@
+# Every target sets up what it needs: a machine with Python 3.11 or newer, git and make is enough.
+# Variables to set from outside: PYTHON (the interpreter for .venv), VENV, ARGS (for demo and test),
+# TORCH_ARGS (extra pip arguments for torch, for example an index with the CPU build).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The working directory never shadows an installed package: `import envs` is somebody else's.
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := dev,plot,serve,train
+TORCH := $(shell grep -E '^torch==' constraints.txt)
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup demo check format test test-full bench clean chromium links
+
+help:
+	@echo 'make demo       train a small tool agent and write its report (minutes, no GPU, no download)'
+	@echo 'make test       run the tests (make test-full: the long ones too)'
+	@echo 'make check      formatting, lint and types (make format: repair what can be)'
+	@echo 'make bench      run every benchmark with --quick (tables, benchmarks/results/*.json)'
+	@echo 'make setup      only create $(VENV), with palestra installed in editable mode'
+	@echo 'make clean      remove what building and testing left behind (keeps $(VENV) and runs/)'
+
+setup: $(STAMP) links
+
+# torch goes first and exactly pinned: left to a dependency, pip may take a newer build with
+# gigabytes of CUDA. pip then finds it satisfied.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { python=$$(sh .ci/find-python) && echo "creating $(VENV) with $$python" \
+	  && "$$python" -m venv $(VENV); }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	$(BIN)/python -m pip install --quiet --progress-bar off $(TORCH_ARGS) '$(TORCH)' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --progress-bar off -e '.[$(EXTRAS)]' -c constraints.txt
+	@touch $@
+
+# Type checkers do not follow the package-dir mapping of an editable install, so they get a folder
+# laid out as the package is imported.
+links:
+	@mkdir -p .types/palestra && cd .types/palestra && find . -xtype l -delete \
+	  && ln -sfn ../../palestra/* ../../envs ../../rollout ../../tools ../../trainer ../../verifiers .
+	@rm -f .types/palestra/__pycache__
+
+demo: setup
+	$(BIN)/palestra demo $(ARGS)
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .types/palestra
+	$(BIN)/mypy tests benchmarks examples
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python docs/print_tree.py
+
+test: setup chromium
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-full: setup chromium
+	$(PYTEST) $(ARGS)
+
+bench: setup
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" --quick; done
+
+# One test looks at the report in a browser. It is skipped, with the reason, where there is none.
+chromium:
+	@if ! command -v chromium chromium-browser google-chrome >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo 'installing chromium for the report test'; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -y -qq --no-install-recommends chromium; } >/dev/null \
+	      || echo 'chromium could not be installed: the report test will be skipped'; \
+	  else \
+	    echo 'chromium is missing: install it (Debian: apt-get install chromium) to run the report test'; \
+	  fi; \
+	fi
+
+clean:
+	rm -rf build dist *.egg-info .types .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -1,0 +1,293 @@
+"""The data that flows through palestra: tasks, turns, episodes, scores and outcomes.
+
+Everything here is plain, frozen and free of heavy imports, so that environments, rollouts,
+trainers and reports can share it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+# An OpenAI chat message: role, content, tool_calls, tool_call_id, name, reasoning_content.
+Message = dict[str, Any]
+
+# An OpenAI tool schema: {"type": "function", "function": {"name", "description", "parameters"}}.
+ToolSchema = dict[str, Any]
+
+# The agent's name in an episode that has only one.
+AGENT = "agent"
+
+
+class ToolError(Exception):
+    """A tool's complaint that the model reads and may recover from; the episode goes on."""
+
+
+class Unscorable(Exception):
+    """The reference or the judge is at fault, proven on the host; the answer gets no score."""
+
+
+class Failure(Exception):
+    """Our fault or the infrastructure's: the episode is masked and counted under `cause`.
+
+    `cause` is a short stable key such as "tool:search", "engine", "verifier" or "env".
+    """
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+        self.detail = detail
+
+
+class Outcome(StrEnum):
+    """How an episode ended; the policy cannot choose among these (DESIGN §2).
+
+    `SCORED` trains and counts, whatever the policy provoked. `UNSCORABLE` (reference or judge at
+    fault) and `FAILED` (our fault) are masked, counted by cause and never become a reward of 0.
+    """
+
+    SCORED = "scored"
+    UNSCORABLE = "unscorable"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """A verifier's verdict on one answer.
+
+    `value` lies in [0, 1]. `reward` is what the trainer optimises: any finite float, equal to the
+    value unless a rubric says otherwise. `parts` names what the verdict is made of.
+
+    Raises:
+        ValueError: value outside [0, 1], or a reward or part that is not finite.
+    """
+
+    value: float
+    reward: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    explanation: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.value <= 1.0:  # also false for NaN
+            raise ValueError(f"a score's value must be between 0 and 1, got {self.value}")
+        if self.reward is None:
+            object.__setattr__(self, "reward", float(self.value))
+        for name, number in {"reward": self.reward, **self.parts}.items():
+            if number is None or not math.isfinite(number):
+                raise ValueError(f"a score's {name} must be a finite number, got {number}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One problem: the policy sees only `messages`; `answer` and `info` stay on the host."""
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: Any = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are drawn. Training samples with top_p = 1 and top_k = 0 (off)."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 512
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VersionSpan:
+    """Completion tokens [start, end) were sampled by weights of this version."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """What an engine sampled for one prompt.
+
+    `ids` includes the end-of-turn token when one was sampled; `logprobs[i]` is the natural
+    log-probability of `ids[i]` under the distribution it was drawn from (temperature and all).
+    `stop_reason` is "stop" (end-of-turn token), "length" or "abort".
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stop_reason: str
+    version_spans: tuple[VersionSpan, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolResult:
+    """The answer to one tool call. `error` is None or the kind of trouble, for counting.
+
+    Kinds: "bad_json", "unknown_tool", "bad_arguments" (missing, extra or mistyped), "cut" (the
+    call was truncated), "tool_error" (the tool said no), "timeout", "resources" (memory,
+    recursion: provoked by the arguments), "too_many_calls" (more in one reply than allowed).
+    Durations take no part in comparisons: the same episode never takes the same time twice.
+    """
+
+    call_id: str
+    name: str
+    content: str
+    error: str | None = None
+    duration_s: float = field(default=0.0, compare=False)
+
+    def message(self) -> Message:
+        """The chat message that carries this result to the model."""
+        return {
+            "role": "tool",
+            "tool_call_id": self.call_id,
+            "name": self.name,
+            "content": self.content,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One reply of a policy and what the environment made of it.
+
+    `prompt_ids` and `completion_ids` are exactly what the engine was sent and returned, never
+    re-tokenized text (both empty for policies without token ids). `parent` is the index of the
+    earlier turn whose prompt + completion this prompt extends, or None at a root; turns therefore
+    form trees, and training rows are root-to-leaf paths.
+    """
+
+    message: Message
+    parent: int | None = None
+    agent: str = AGENT
+    prompt_ids: tuple[int, ...] = ()
+    completion_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    sampling: Sampling | None = None
+    version_spans: tuple[VersionSpan, ...] = ()
+    stop_reason: str = "stop"
+    tool_results: tuple[ToolResult, ...] = ()
+    observation: tuple[Message, ...] = ()  # what the environment answered, tool messages included
+    replaces: bool = False  # the observation replaces the whole conversation (compaction)
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+    timings: Mapping[str, float] = field(default_factory=dict)  # seconds by phase
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Episode:
+    """One attempt at one task.
+
+    `stop_reason`: "answer" (a reply without a tool call), "env" (the environment ended it),
+    "max_turns", "length" (a reply cut by its token limit), "token_budget", "deadline", "failed".
+    `cause` says whose fault an unscorable or failed outcome is, e.g. "tool:search". `scores` and
+    `rewards` are by agent; `score` and `reward` are those of the only one.
+    """
+
+    id: str
+    env_id: str
+    task: Task
+    prompt: tuple[Message, ...]  # the conversation at reset: system message, task messages
+    turns: tuple[Turn, ...]
+    outcome: Outcome
+    stop_reason: str
+    sample: int = 0  # which sample of the task this is: samples of a task make up its groups
+    attempt: int = 0  # above 0 where earlier attempts at this sample were not scored
+    tools: tuple[ToolSchema, ...] = ()
+    cause: str | None = None
+    detail: str = ""
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)  # seconds by phase
+
+    @property
+    def score(self) -> Score | None:
+        """The verdict on the only agent; None when there is none."""
+        return self.scores.get(AGENT)
+
+    @property
+    def reward(self) -> float:
+        """The only agent's total reward: its turns' rewards, the final one included."""
+        return self.rewards.get(AGENT, 0.0)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation at the end, the prompt first."""
+        conversation = list(self.prompt)
+        for turn in self.turns:
+            if turn.replaces:
+                conversation = list(turn.observation)
+            else:
+                conversation += [turn.message, *turn.observation]
+        return conversation
+
+    def tool_errors(self) -> dict[str, int]:
+        """How many tool calls went wrong, by kind (see `ToolResult.error`)."""
+        counts: dict[str, int] = {}
+        for turn in self.turns:
+            for result in turn.tool_results:
+                if result.error is not None:
+                    counts[result.error] = counts.get(result.error, 0) + 1
+        return counts
+
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads back to an equal episode."""
+        return json.dumps(_plain(self), ensure_ascii=False, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(line: str) -> Episode:
+        """Read an episode back. Raises ValueError or KeyError if the line is not one."""
+        data = json.loads(line)
+        task = data.pop("task")
+        turns = data.pop("turns")
+        scores = data.pop("scores")
+        return Episode(
+            **{
+                **data,
+                "outcome": Outcome(data["outcome"]),
+                "tools": tuple(data["tools"]),
+                "prompt": tuple(data["prompt"]),
+                "task": Task(**{**task, "messages": tuple(task["messages"])}),
+                "turns": tuple(_turn_from_plain(turn) for turn in turns),
+                "scores": {agent: Score(**score) for agent, score in scores.items()},
+            }
+        )
+
+
+def _turn_from_plain(data: dict[str, Any]) -> Turn:
+    sampling = data["sampling"]
+    return Turn(
+        **{
+            **data,
+            "prompt_ids": tuple(data["prompt_ids"]),
+            "completion_ids": tuple(data["completion_ids"]),
+            "logprobs": tuple(data["logprobs"]),
+            "sampling": None if sampling is None else Sampling(**sampling),
+            "version_spans": tuple(VersionSpan(**span) for span in data["version_spans"]),
+            "tool_results": tuple(ToolResult(**result) for result in data["tool_results"]),
+            "observation": tuple(data["observation"]),
+        }
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, tuples and mappings as JSON values; anything else is left to `json`."""
+    if isinstance(value, (str, int, float)) or value is None:
+        return value
+    slots: Sequence[str] | None = getattr(type(value), "__dataclass_fields__", None)
+    if slots is not None:
+        return {name: _plain(getattr(value, name)) for name in slots}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        # Token ids and log-probabilities dominate: pass flat lists of numbers through.
+        if value and type(value[0]) in (int, float):
+            return list(value)
+        return [_plain(item) for item in value]
+    return str(value)

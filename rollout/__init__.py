@@ -1,0 +1,1 @@
+"""Rollouts: policies, engines, the chat format, the driver and evaluation."""

@@ -1,0 +1,289 @@
+"""Conversations to token ids and back: the only place that renders and parses.
+
+The next prompt is the previous ids, untouched, plus the ids of what came after them. Text that a
+model sampled is never tokenized again: BPE is not a bijection, and a template may print a reply
+otherwise than it was sampled.
+
+`ChatFormat.extend` renders the conversation twice, before the reply and after the new messages.
+What stands behind the reply's end-of-turn token is what to append (Qwen's newline included).
+Where the template rewrites what came before, as Qwen3 does when it drops earlier thinking, it
+returns None: the caller renders afresh and the episode branches.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palestra.rollout.call_formats import FORMATS
+from palestra.rollout.chat_format_file import (
+    ChatFormatSettings,
+    load_tokenizer,
+    read_settings,
+    template_of,
+    write_settings,
+)
+from palestra.rollout.chat_template import ChatTemplate
+from palestra.rollout.inert_text import MARK, Marker, private_tokenizer
+from palestra.rollout.template_messages import Preparer
+from palestra.rollout.template_traits import USER, find_call_form, find_end_of_turn, probe
+from palestra.types import Message, ToolSchema
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HISTORIES = ("template", "keep")
+
+# Tokens that end a reply in published models, besides the template's own end of turn.
+_STOPS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
+_MAX_REMEMBERED_CHARACTERS = 16_000_000
+
+
+class ChatFormat:
+    """A chat template, its tokenizer and the form in which the model writes tool calls.
+
+    Made by `from_tokenizer` or `load`. `stop_ids` are the tokens that end a reply; the one that
+    was sampled belongs to the completion.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ChatFormatSettings) -> None:
+        if settings.history not in HISTORIES:
+            raise ValueError(f'history must be "template" or "keep", got {settings.history!r}')
+        self._template = ChatTemplate(
+            settings.template,
+            variables={**tokenizer.special_tokens_map, **settings.options},
+            today=settings.today,
+        )
+        added = tokenizer.added_tokens_decoder.values()
+        control = [token.content for token in added if token.special]
+        self._end_of_turn = find_end_of_turn(self._template, control)
+        self._preparer = _preparer(
+            self._template, self._end_of_turn, settings.tool_format, Marker(tokenizer)
+        )
+        self._tokenizer = private_tokenizer(tokenizer)
+        self._end_id = int(self._tokenizer.token_to_id(self._end_of_turn))
+        known = [self._tokenizer.token_to_id(token) for token in _STOPS if token in control]
+        stops = (self._end_id, tokenizer.eos_token_id, *known, *settings.stop_ids)
+        self.stop_ids: frozenset[int] = frozenset(stop for stop in stops if stop is not None)
+        self.settings = replace(
+            settings, tool_format=self.tool_format, stop_ids=tuple(sorted(self.stop_ids))
+        )
+        header = self._template.render([USER], prompt=True)
+        self._reply_starts_thinking = header.rstrip().endswith("<think>")
+        self._remembered: dict[tuple[int, ...], tuple[str, object]] = {}
+        self._remembered_characters = 0
+
+    @property
+    def tool_format(self) -> str:
+        """How the model writes tool calls: "hermes", "llama3" or "mistral"."""
+        return self._preparer.form.name
+
+    @staticmethod
+    def from_tokenizer(
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        tool_format: str | None = None,
+        history: str = "template",
+        options: Mapping[str, Any] | None = None,
+        stop_ids: Iterable[int] = (),
+    ) -> ChatFormat:
+        """The chat format of a fast tokenizer that has a chat template.
+
+        `tool_format` is found out from the template; where another is given, tools are announced
+        and calls written in the Hermes form or as text. `history` says what happens where the
+        template rewrites earlier turns: "template" follows it (`extend` returns None), "keep"
+        appends and leaves the earlier ids alone. `options` are variables of the template, such as
+        `enable_thinking`.
+
+        Raises ValueError if there is no chat template, or none that can be used.
+        """
+        settings = ChatFormatSettings(
+            template=template_of(tokenizer),
+            tool_format=tool_format,
+            history=history,
+            options=options or {},
+            stop_ids=tuple(stop_ids),
+        )
+        return ChatFormat(tokenizer, settings)
+
+    @staticmethod
+    def load(model_dir: str | Path) -> ChatFormat:
+        """The chat format of a model folder, as `chat_format.json` has it where there is one.
+
+        Raises ValueError if the folder, its tokenizer or its chat template is missing, or if the
+        template is not the one that the model was trained with.
+        """
+        folder = Path(model_dir)
+        tokenizer = load_tokenizer(folder)
+        return ChatFormat(tokenizer, read_settings(folder, tokenizer))
+
+    def save(self, model_dir: str | Path) -> None:
+        """Write `chat_format.json` into a model folder."""
+        write_settings(self.settings, Path(model_dir))
+
+    def render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
+        """The ids of the whole conversation, up to where the model's reply begins.
+
+        Raises ValueError for a conversation that cannot be rendered: an empty one, one with
+        content that is not text.
+        """
+        return self._encode(self._prompt(messages, tools))
+
+    def extend(
+        self,
+        previous_ids: Sequence[int],
+        messages_before: Sequence[Message],
+        reply: Message,
+        new_messages: Sequence[Message],
+        tools: Sequence[ToolSchema] = (),
+    ) -> list[int] | None:
+        """The next prompt: `previous_ids` (prompt + completion), then the new messages' ids.
+
+        `messages_before` is what that prompt rendered and `reply` what the completion says. A
+        completion that was cut short gets its end-of-turn token. None where the template would
+        print the earlier turns or the reply otherwise than they were.
+        """
+        before = self._remembered_prompt(messages_before, tools)
+        after = self._prompt([*messages_before, reply, *new_messages], tools)
+        # Messages cannot spell an end-of-turn token, so counting finds the reply's own.
+        end = _find_nth(after, self._end_of_turn, before.count(self._end_of_turn) + 1)
+        if end is None:
+            return None
+        if self.settings.history == "template":
+            if not after.startswith(before):
+                return None
+            if _meaning(self._read(after[len(before) : end])) != _meaning(reply):
+                return None
+        ids = list(previous_ids)
+        if not ids or ids[-1] not in self.stop_ids:
+            ids.append(self._end_id)
+        # Tokenized behind the end-of-turn token, as in the full rendering, then without it.
+        ids += self._encode(after[end:])[1:]
+        return ids
+
+    def encode_reply(
+        self, messages: Sequence[Message], reply: Message, tools: Sequence[ToolSchema] = ()
+    ) -> list[int]:
+        """The ids that say `reply` after `render(messages, tools)`, for demonstrations.
+
+        They are what the template prints for it, the end-of-turn token included. Raises ValueError
+        if the template prints the reply elsewhere than behind the header it prompts with.
+        """
+        prompt = self._prompt(messages, tools)
+        text = self._render([*messages, reply], tools, prompt=False)
+        if not text.startswith(prompt):  # the template prints the prompt otherwise behind a reply
+            prompt = self._prompt([USER], ())
+            text = self._render([USER, reply], (), prompt=False)
+        end = _find_nth(text, self._end_of_turn, prompt.count(self._end_of_turn) + 1)
+        if end is None or not text.startswith(prompt):
+            raise ValueError("the chat template does not print this reply behind its own header")
+        prompt_ids = self._encode(prompt)
+        ids = self._encode(text[: end + len(self._end_of_turn)])
+        if ids[: len(prompt_ids)] == prompt_ids:
+            return ids[len(prompt_ids) :]
+        return self._encode(text[len(prompt) : end + len(self._end_of_turn)])
+
+    def parse(self, completion_ids: Sequence[int]) -> Message:
+        """The assistant's message in sampled ids, in the form of `palestra.tools.parse_reply`.
+
+        Never raises: a malformed call becomes an entry of `tool_calls` with "error".
+        """
+        ids = list(completion_ids)
+        while ids and ids[-1] in self.stop_ids:
+            ids.pop()
+        return self._read(self._tokenizer.decode(ids, skip_special_tokens=False))
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[ToolSchema], *, prompt: bool
+    ) -> str:
+        prepared, announced = self._preparer.prepare(messages, tools)
+        return self._template.render(prepared, announced, prompt=prompt)
+
+    def _prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> str:
+        text = self._render(messages, tools, prompt=True)
+        if self._remembered_characters > _MAX_REMEMBERED_CHARACTERS:
+            self._remembered, self._remembered_characters = {}, 0
+        # The entry keeps its messages alive, so that their ids stay theirs.
+        self._remembered[_key(messages, tools)] = (text, (tuple(messages), tuple(tools)))
+        self._remembered_characters += len(text)
+        return text
+
+    def _remembered_prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> str:
+        """The text of an earlier prompt, rendered anew only if it was forgotten."""
+        entry = self._remembered.get(_key(messages, tools))
+        return self._render(messages, tools, prompt=True) if entry is None else entry[0]
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _read(self, text: str) -> Message:
+        if self._reply_starts_thinking:
+            text = "<think>" + text
+        return self._preparer.form.read(text.replace(MARK, ""))
+
+
+def _preparer(
+    template: ChatTemplate, end_of_turn: str, tool_format: str | None, marker: Marker
+) -> Preparer:
+    """How to prepare messages for the template, and in which form of tool calls."""
+    if tool_format is not None and tool_format not in FORMATS:
+        nearest = difflib.get_close_matches(tool_format, FORMATS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown tool_format {tool_format!r}; did you mean {nearest!r}?")
+    traits = probe(template)
+    form = FORMATS[tool_format or "hermes"]
+    if traits.calls:
+        printed = find_call_form(template, end_of_turn)
+        if printed is None and tool_format is None:
+            raise ValueError(
+                "the chat template writes tool calls in a form that cannot be read back; "
+                'pass tool_format="hermes" to announce tools and write calls in that form'
+            )
+        if printed is not None and tool_format in (None, printed.name):
+            form = printed
+        else:
+            traits = replace(traits, tools=False, calls=False, several_calls=False)
+    return Preparer(traits=traits, form=form, marker=marker)
+
+
+def _key(messages: Sequence[Message], tools: Sequence[ToolSchema]) -> tuple[int, ...]:
+    return (*map(id, messages), 0, *map(id, tools))
+
+
+def _find_nth(text: str, part: str, n: int) -> int | None:
+    position = -1
+    for _ in range(n):
+        position = text.find(part, position + 1)
+        if position < 0:
+            return None
+    return position
+
+
+def _meaning(message: Message) -> tuple[str, str, list[tuple[str, str, str | None]]]:
+    """What a reply says, without the spacing and number formatting that a template chooses."""
+    reasoning, content = message.get("reasoning_content"), message.get("content")
+    calls = message.get("tool_calls") or ()
+    return (
+        (reasoning or "").strip(),
+        (content or "").strip(),
+        [
+            (
+                call["function"]["name"],
+                _canonical_json(call["function"]["arguments"]),
+                call.get("error"),
+            )
+            for call in calls
+        ],
+    )
+
+
+def _canonical_json(arguments: Any) -> str:
+    try:
+        value = json.loads(arguments) if isinstance(arguments, str) else arguments
+        return json.dumps(value, sort_keys=True)
+    except (ValueError, TypeError, RecursionError):
+        return str(arguments).strip()

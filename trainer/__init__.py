@@ -1,0 +1,1 @@
+"""Training stages and the pure functions they are made of."""

@@ -1,0 +1,133 @@
+"""Configuration of the training stages: small typed models, read from TOML.
+
+This file imports neither torch nor transformers: a wrong configuration is told at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+T = TypeVar("T", bound="StageConfig")
+
+
+class StageConfig(BaseModel):
+    """What every stage has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(description='Hugging Face folder or id, or "tiny" (made on the spot)')
+    out: Path = Field(description="run directory; must not exist yet")
+    seed: int = Field(0, ge=0, description="seeds weights, task order and sampling")
+    device: str = Field("auto", description='"auto", "cpu", "cuda" or "cuda:N"')
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of the weights")
+
+    learning_rate: float = Field(gt=0, lt=1, description="peak AdamW learning rate")
+    warmup_steps: int = Field(10, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the gradient's mean")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the gradient's square")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    micro_batch_tokens: int = Field(
+        16384, ge=1, description="most packed tokens in one forward and backward pass"
+    )
+
+    context_length: int = Field(512, ge=8, description="most tokens of a conversation")
+    max_tokens: int = Field(128, ge=1, description="most tokens of one reply")
+    max_turns: int = Field(8, ge=1, description="most replies of an episode")
+    max_concurrent: int = Field(256, ge=1, description="episodes that run at once")
+    eval_every: int = Field(10, ge=1, description="steps between evaluations")
+    eval_tasks: int = Field(250, ge=1, description="how many held-out tasks an evaluation uses")
+    eval_split: str = Field("test", description="split of the tasks that are held out")
+    eval_temperature: float = Field(1.0, ge=0, description="sampling temperature of evaluations")
+    stop_at_success: float | None = Field(
+        None, ge=0, le=1, description="end the stage once an evaluation reaches this mean score"
+    )
+
+
+class SFTConfig(StageConfig):
+    """Supervised fine-tuning on demonstrations (RLHF Book, chapter 4)."""
+
+    data: Path = Field(description='JSONL of {"messages": […], "tools": […]}')
+    env: str | None = Field(None, description="environment to evaluate in; none: never")
+    env_args: dict[str, Any] = Field(default_factory=dict, description="its keyword arguments")
+    steps: int = Field(1000, ge=1, description="most optimizer steps")
+    batch_rows: int = Field(64, ge=1, description="demonstrations per optimizer step")
+    learning_rate: float = Field(1e-5, gt=0, lt=1, description="peak AdamW learning rate")
+
+
+class RLConfig(StageConfig):
+    """GRPO in an environment: group-relative advantages, clipped ratio, global token mean."""
+
+    env: str = Field(description="environment id, e.g. palestra/Arithmetic-v0")
+    env_args: dict[str, Any] = Field(default_factory=dict, description="its keyword arguments")
+    split: str = Field("train", description="split of the tasks to train on")
+    steps: int = Field(100, ge=1, description="most optimizer steps")
+    tasks_per_step: int = Field(32, ge=1, description="tasks sampled for a step")
+    group_size: int = Field(8, ge=2, description="attempts at each task")
+    learning_rate: float = Field(1e-6, gt=0, lt=1, description="peak AdamW learning rate")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    normalize_advantages: bool = Field(
+        True, description="divide by the group's standard deviation (GRPO); false: Dr. GRPO"
+    )
+    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped at 1 - clip_low")
+    clip_high: float = Field(0.28, gt=0, description="the ratio is clipped at 1 + clip_high")
+    kl_coefficient: float = Field(0.0, ge=0, description="weight of the KL to the first policy")
+    log_kl: bool = Field(False, description="measure that KL even where its weight is 0")
+    shuffle_rewards: bool = Field(
+        False, description="control run: rewards are dealt out at random, nothing can be learned"
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints beside the best; none: only the best"
+    )
+
+
+def load_config(kind: type[T], path: Path, overrides: list[str] | None = None) -> T:
+    """Read a stage's configuration from TOML, with `key=value` overrides in TOML's syntax.
+
+    Raises:
+        ValueError: no such file, malformed TOML, an unknown key (the nearest is named), or a
+            value that is missing, of the wrong type or out of range; one line each.
+    """
+    if not path.is_file():
+        raise ValueError(f"no configuration file {path}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    for override in overrides or []:
+        key, equals, text = override.removeprefix("--").partition("=")
+        if not equals:
+            raise ValueError(f"overrides are written key=value, got {override!r}")
+        values[key.strip().replace("-", "_")] = _toml_value(text)
+    return validate_config(kind, values, source=str(path))
+
+
+def validate_config(kind: type[T], values: dict[str, Any], *, source: str) -> T:
+    """Build a configuration; raises ValueError with one line that names the key and the remedy."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f'{source}: unknown key "{key}"{hint}') from None
+        if problem["type"] == "missing":
+            about = kind.model_fields[key].description
+            raise ValueError(f'{source}: "{key}" is missing ({about})') from None
+        said = problem["msg"][0].lower() + problem["msg"][1:]
+        raise ValueError(f'{source}: "{key}": {said}, got {problem["input"]!r}') from None
+
+
+def _toml_value(text: str) -> Any:
+    """A TOML value; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

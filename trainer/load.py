@@ -1,0 +1,72 @@
+"""Loading a policy: model, tokenizer and chat format from one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from palestra.rollout.attention import require_packable
+from palestra.rollout.chat_format import ChatFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_policy(
+    folder: str | Path, *, device: str = "auto", dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ChatFormat]:
+    """Load a Hugging Face folder for training and generation.
+
+    Raises:
+        ValueError: the folder is missing, holds no model, has no chat template, or its
+            architecture cannot be packed.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = require_model_folder(folder)
+    chat_format = ChatFormat.load(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} holds no causal language model: {reason}") from None
+    require_packable(model)
+    model.to(choose_device(device)).eval()
+    return model, AutoTokenizer.from_pretrained(folder), chat_format
+
+
+def require_model_folder(folder: str | Path) -> Path:
+    """The folder as a path. Raises ValueError when it is no model folder."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise ValueError(f"there is no model folder {folder}; name one that holds config.json")
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{folder} is no model folder: it holds no config.json")
+    return path
+
+
+def save_policy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_format: ChatFormat,
+    folder: Path,
+) -> None:
+    """Write a folder that transformers, vLLM and SGLang load, with its chat format."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    chat_format.save(folder)
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" takes the first GPU, else the CPU. Raises ValueError for a device that is absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'device "{name}" cannot be used here: {reason}') from None
+    return device

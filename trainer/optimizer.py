@@ -1,0 +1,53 @@
+"""AdamW with warm-up and gradient clipping: one optimizer step for every stage."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from palestra.trainer.config import StageConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Optimizer:
+    """Steps a model's weights; the learning rate rises linearly, then stays."""
+
+    def __init__(self, model: PreTrainedModel, config: StageConfig) -> None:
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._peak = config.learning_rate
+        self._warmup_steps = config.warmup_steps
+        self._max_grad_norm = config.max_grad_norm
+        self._steps = 0
+        self._adamw = torch.optim.AdamW(
+            self._parameters,
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the step to come."""
+        return self._peak * min(1.0, (self._steps + 1) / max(1, self._warmup_steps))
+
+    def step(self) -> float:
+        """Clip, update, clear the gradients; returns their norm before clipping.
+
+        Raises:
+            RuntimeError: the gradient is not finite; the weights are left as they were.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm).item()
+        if not math.isfinite(norm):
+            raise RuntimeError(
+                f"the gradient's norm is {norm} at step {self._steps + 1}; lower learning_rate"
+            )
+        for group in self._adamw.param_groups:
+            group["lr"] = self.learning_rate
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        self._steps += 1
+        return norm

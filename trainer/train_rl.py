@@ -1,0 +1,229 @@
+"""GRPO: sample groups, score, compare, update, publish, log.
+
+Tool output never trains. Groups whose attempts all came out alike teach nothing and are dropped;
+episodes that are unscorable or failed are masked, counted by cause and never become a reward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from palestra.rollout.driver import rollout
+from palestra.rollout.evaluate import Evaluation
+from palestra.rollout.recorder import Recorder
+from palestra.trainer.advantages import group_relative
+from palestra.trainer.batch import Batch, Row, micro_batches, pack, rows_of
+from palestra.trainer.config import RLConfig
+from palestra.trainer.load import save_policy
+from palestra.trainer.logprobs import token_logprobs
+from palestra.trainer.losses import clipped_policy_loss, kl_to_reference
+from palestra.trainer.optimizer import Optimizer
+from palestra.trainer.run_dir import RunDir, refuse_existing
+from palestra.trainer.session import Session, limits_of, make_env, tasks_of
+from palestra.trainer.transcripts import write_transcripts
+from palestra.types import Episode, Outcome, Sampling, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[int, dict[str, Any]], None]
+Group = list[Episode]
+
+_TRANSCRIPTS_PER_STEP = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RLResult:
+    """What a run came to: the checkpoint that was best on held-out tasks, and the last metrics."""
+
+    checkpoint: Path
+    steps: int
+    best_step: int
+    best: Evaluation
+
+
+def train(
+    config: RLConfig,
+    *,
+    run: RunDir | None = None,
+    progress: Progress = lambda step, metrics: None,
+) -> RLResult:
+    """Improve `config.model` in `config.env` and write the run to `config.out`.
+
+    A `run` already begun takes this stage in instead.
+
+    Raises:
+        ValueError: bad configuration, unknown environment or model, or the run directory exists.
+    """
+    if run is None:
+        refuse_existing(config.out)
+    tasks = tasks_of(config, config.split)
+    session = Session.open(config)
+    try:
+        with run or RunDir.begin(config) as run:
+            return asyncio.run(_train(config, session, tasks, run, progress))
+    finally:
+        session.close()
+
+
+async def _train(
+    config: RLConfig, session: Session, tasks: Sequence[Task], run: RunDir, progress: Progress
+) -> RLResult:
+    optimizer = Optimizer(session.model, config)
+    needs_reference = config.kl_coefficient > 0 or config.log_kl
+    reference = copy.deepcopy(session.model) if needs_reference else None
+    best = await session.evaluate(config, seed=config.seed)
+    best_step, checkpoint = 0, _save(run, session, "best")
+    progress(0, {"heldout": best.mean})
+    for step in range(1, config.steps + 1):
+        started = time.perf_counter()
+        groups = await _sample_groups(config, session, tasks, run, step)
+        sampled = time.perf_counter()
+        rows, advantages = _rows(groups, config, step)
+        metrics = _describe(groups, advantages)
+        metrics["learning_rate"] = optimizer.learning_rate
+        if rows:
+            metrics |= _accumulate(session.model, reference, rows, config)
+            metrics["grad_norm"] = optimizer.step()
+            await session.engine.update_weights(step)
+        metrics["seconds_sample"] = sampled - started
+        metrics["seconds_train"] = time.perf_counter() - sampled
+        if step % config.eval_every == 0 or step == config.steps:
+            evaluation = await session.evaluate(config, seed=config.seed)
+            metrics["heldout"] = evaluation.mean
+            metrics["heldout_low"], metrics["heldout_high"] = evaluation.low, evaluation.high
+            if evaluation.mean > best.mean:
+                best, best_step, checkpoint = evaluation, step, _save(run, session, "best")
+            shown = [episode for group in groups for episode in group][:_TRANSCRIPTS_PER_STEP]
+            write_transcripts(run, session, shown, "rl", step, "train", advantages)
+        if config.checkpoint_every is not None and step % config.checkpoint_every == 0:
+            _save(run, session, f"step_{step:05d}")
+        run.log("rl", step, metrics)
+        progress(step, metrics)
+        goal = config.stop_at_success
+        if goal is not None and metrics.get("heldout", 0.0) >= goal:
+            break
+    return RLResult(checkpoint=checkpoint, steps=step, best_step=best_step, best=best)
+
+
+async def _sample_groups(
+    config: RLConfig, session: Session, tasks: Sequence[Task], run: RunDir, step: int
+) -> list[Group]:
+    """`group_size` attempts at each of `tasks_per_step` tasks, all recorded."""
+    draw = random.Random(f"{config.seed}-{step}")
+    chosen = draw.sample(range(len(tasks)), min(config.tasks_per_step, len(tasks)))
+    groups: dict[str, Group] = {}
+    with Recorder(run.path / "episodes" / f"step_{step:05d}.jsonl") as recorder:
+        async for episode in rollout(
+            make_env(config, config.split),
+            [tasks[index] for index in chosen],
+            session.policy,
+            n_per_task=config.group_size,
+            max_concurrent=config.max_concurrent,
+            limits=limits_of(config),
+            sampling=Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
+            seed=draw.getrandbits(48),
+            recorder=recorder,
+        ):
+            groups.setdefault(episode.task.id, []).append(episode)
+    # In task and attempt order, whichever finished first: the same seed trains the same batch.
+    return [sorted(groups[task_id], key=lambda e: e.id) for task_id in sorted(groups)]
+
+
+def _rows(
+    groups: list[Group], config: RLConfig, step: int
+) -> tuple[list[Row], dict[str, float]]:
+    """Training rows of the groups that teach something, and each scored episode's advantage."""
+    scored = [[e for e in group if e.outcome is Outcome.SCORED] for group in groups]
+    rewards = {e.id: e.reward for group in scored for e in group}
+    if config.shuffle_rewards:
+        values = list(rewards.values())
+        random.Random(f"{config.seed}-{step}-shuffle").shuffle(values)
+        rewards = dict(zip(rewards, values, strict=True))
+    rows: list[Row] = []
+    advantages: dict[str, float] = {}
+    for group in scored:
+        if len(group) < 2:
+            continue
+        rewards_G = torch.tensor([rewards[episode.id] for episode in group])
+        advantages_G = group_relative(rewards_G, normalize=config.normalize_advantages)
+        for episode, advantage in zip(group, advantages_G.tolist(), strict=True):
+            advantages[episode.id] = advantage
+            if advantages_G.any():
+                rows += rows_of(episode, advantage)
+    return rows, advantages
+
+
+def _accumulate(
+    model: PreTrainedModel, reference: PreTrainedModel | None, rows: list[Row], config: RLConfig
+) -> dict[str, Any]:
+    """Add the gradient of the loss, averaged over every trained token of the step."""
+    total = sum(sum(row.loss_mask) for row in rows)
+    sums: Counter[str] = Counter()
+    worst = 0.0
+    for chunk in micro_batches(rows, config.micro_batch_tokens):
+        batch = pack(chunk, model.device)
+        logprobs_S, entropies_S = token_logprobs(model, batch)
+        output = clipped_policy_loss(
+            logprobs_S, batch, clip_low=config.clip_low, clip_high=config.clip_high
+        )
+        loss_sum = output.loss_sum
+        if reference is not None:
+            kl = kl_to_reference(logprobs_S, _reference_logprobs(reference, batch))
+            loss_sum = loss_sum + config.kl_coefficient * kl.loss_sum
+            sums["kl_ref"] += kl.loss_sum.item()
+        (loss_sum / total).backward()  # type: ignore[no-untyped-call]
+        differences_S = (logprobs_S.detach() - batch.sampled_logprobs_S).abs()
+        worst = max(worst, differences_S.max().item())
+        sums.update(output.metrics)
+        sums["loss"] += loss_sum.item()
+        sums["entropy"] += entropies_S.sum().item()
+        sums["logprob_diff_mean"] += differences_S.sum().item()
+    means = {name: value / total for name, value in sums.items()}
+    return {**means, "logprob_diff_max": worst, "tokens": total}
+
+
+def _reference_logprobs(reference: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        logprobs_S, _ = token_logprobs(reference, batch)
+    return logprobs_S
+
+
+def _describe(groups: list[Group], advantages: dict[str, float]) -> dict[str, Any]:
+    """What the sampled episodes were like."""
+    episodes = [episode for group in groups for episode in group]
+    scored = [e for e in episodes if e.outcome is Outcome.SCORED]
+    tool_errors: Counter[str] = Counter()
+    for episode in episodes:
+        tool_errors.update(episode.tool_errors())
+    kept = sum(any(advantages.get(e.id) for e in group) for group in groups)
+    count = max(1, len(scored))
+    return {
+        "reward_mean": sum(e.reward for e in scored) / count,
+        "score_mean": sum(e.score.value for e in scored if e.score is not None) / count,
+        "turns_mean": sum(len(e.turns) for e in scored) / count,
+        "completion_tokens_mean": sum(len(t.completion_ids) for e in scored for t in e.turns)
+        / count,
+        "episodes": len(episodes),
+        "groups_kept": kept,
+        "groups_dropped": len(groups) - kept,
+        "tool_errors": dict(tool_errors),
+        "masked": dict(Counter(e.cause or "unknown" for e in episodes if e not in scored)),
+    }
+
+
+def _save(run: RunDir, session: Session, name: str) -> Path:
+    return run.checkpoint(
+        name,
+        lambda folder: save_policy(session.model, session.tokenizer, session.chat_format, folder),
+    )

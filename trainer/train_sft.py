@@ -1,0 +1,108 @@
+"""Supervised fine-tuning: imitate demonstrations, until a measure says that it is enough."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from palestra.rollout.evaluate import Evaluation
+from palestra.trainer.batch import Row, micro_batches, pack
+from palestra.trainer.config import SFTConfig
+from palestra.trainer.demonstrations import demonstration_rows, read_demonstrations
+from palestra.trainer.load import save_policy
+from palestra.trainer.logprobs import token_logprobs
+from palestra.trainer.losses import negative_log_likelihood
+from palestra.trainer.optimizer import Optimizer
+from palestra.trainer.run_dir import RunDir, refuse_existing
+from palestra.trainer.session import Session
+
+Progress = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFTResult:
+    """What a run came to."""
+
+    checkpoint: Path
+    steps: int
+    evaluation: Evaluation | None  # the last one, in config.env
+
+
+def train(
+    config: SFTConfig,
+    *,
+    run: RunDir | None = None,
+    progress: Progress = lambda step, metrics: None,
+) -> SFTResult:
+    """Fine-tune `config.model` on `config.data` and write the run to `config.out`.
+
+    A `run` already begun takes this stage in instead.
+
+    Raises:
+        ValueError: bad configuration or demonstrations, or the run directory exists.
+    """
+    if run is None:
+        refuse_existing(config.out)
+    demonstrations = read_demonstrations(config.data)
+    session = Session.open(config, demonstrations)
+    rows = [
+        row
+        for messages, tools in demonstrations
+        for row in demonstration_rows(messages, tools, session.chat_format)
+    ]
+    try:
+        with run or RunDir.begin(config) as run:
+            return asyncio.run(_train(config, session, rows, run, progress))
+    finally:
+        session.close()
+
+
+async def _train(
+    config: SFTConfig, session: Session, rows: list[Row], run: RunDir, progress: Progress
+) -> SFTResult:
+    optimizer = Optimizer(session.model, config)
+    shuffle = random.Random(config.seed)
+    deck: list[Row] = []
+    evaluation: Evaluation | None = None
+    for step in range(1, config.steps + 1):
+        started = time.perf_counter()
+        if len(deck) < config.batch_rows:
+            deck += shuffle.sample(rows, len(rows))
+        while len(deck) < config.batch_rows:  # fewer demonstrations than a batch has rows
+            deck += rows
+        batch, deck = deck[: config.batch_rows], deck[config.batch_rows :]
+        metrics: dict[str, float] = {"learning_rate": optimizer.learning_rate}
+        metrics["loss"] = _accumulate(session, batch, config.micro_batch_tokens)
+        metrics["grad_norm"] = optimizer.step()
+        metrics["seconds"] = time.perf_counter() - started
+        if config.env is not None and step % config.eval_every == 0:
+            await session.engine.update_weights(step)
+            evaluation = await session.evaluate(config, seed=config.seed)
+            metrics["success"] = evaluation.mean
+        run.log("sft", step, metrics)
+        progress(step, metrics)
+        goal = config.stop_at_success
+        if goal is not None and "success" in metrics and metrics["success"] >= goal:
+            break
+    checkpoint = run.checkpoint(
+        "sft",
+        lambda folder: save_policy(session.model, session.tokenizer, session.chat_format, folder),
+    )
+    return SFTResult(checkpoint=checkpoint, steps=step, evaluation=evaluation)
+
+
+def _accumulate(session: Session, rows: list[Row], micro_batch_tokens: int) -> float:
+    """Add the gradient of the mean loss over all trained tokens of `rows`; returns that mean."""
+    total = sum(sum(row.loss_mask) for row in rows)
+    loss = 0.0
+    for chunk in micro_batches(rows, micro_batch_tokens):
+        batch = pack(chunk, session.model.device)
+        logprobs_S, _ = token_logprobs(session.model, batch)
+        output = negative_log_likelihood(logprobs_S)
+        (output.loss_sum / total).backward()  # type: ignore[no-untyped-call]
+        loss += output.loss_sum.item() / total
+    return loss
