@@ -3,8 +3,8 @@
 #   docker build --target sandbox -t palestra-sandbox .   what a policy's code runs in; no palestra
 #   docker build --target serve   -t palestra-serve .     inference and evaluation
 #   docker build --target train   -t palestra-train .     the training stages and the demo
-# BASE is any Debian or Ubuntu image with Python 3.11 or newer; for GPUs name one with CUDA, and
-# give TORCH_ARGS what pip needs to find the matching build.
+# BASE is any Debian or Ubuntu image with Python 3.11 or newer and its venv module; for GPUs name one
+# with CUDA, and give TORCH_ARGS what pip needs to find the matching build.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS base
@@ -23,7 +23,7 @@ CMD ["python3"]
 # The wheel is built apart, so that no image carries sources or build tools.
 FROM base AS wheel
 WORKDIR /src
-RUN pip install "setuptools>=77" build
+RUN python3 -m venv /opt/build && /opt/build/bin/pip install "setuptools>=77" build
 COPY pyproject.toml README.md LICENSE ./
 COPY palestra palestra
 COPY tools tools
@@ -31,7 +31,7 @@ COPY verifiers verifiers
 COPY envs envs
 COPY rollout rollout
 COPY trainer trainer
-RUN python3 -m build --wheel --no-isolation --outdir /wheels
+RUN /opt/build/bin/python -m build --wheel --no-isolation --outdir /wheels
 
 FROM base AS installed
 ARG TORCH_ARGS=""
@@ -52,5 +52,7 @@ CMD ["doctor"]
 
 FROM serve AS train
 ENV OMP_NUM_THREADS=1
+# Made here, so that a volume mounted over it belongs to the user.
+RUN mkdir runs
 VOLUME /home/agent/runs
 CMD ["demo"]

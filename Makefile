@@ -53,7 +53,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .types/palestra
-	$(BIN)/mypy tests benchmarks examples
+	$(BIN)/mypy tests benchmarks docs examples
 
 format: setup
 	$(BIN)/ruff format .

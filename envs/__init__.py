@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from palestra.envs.check import check
     from palestra.envs.env import Env, Step
     from palestra.envs.outcome import UsageError, guarded_reset, guarded_score, guarded_step
     from palestra.envs.registry import list_ids as list
@@ -22,6 +23,7 @@ __all__ = [
     "TaskSet",
     "ToolEnv",
     "UsageError",
+    "check",
     "guarded_reset",
     "guarded_score",
     "guarded_step",
@@ -40,6 +42,7 @@ _HOME = {
     "TaskSet": "tasks:TaskSet",
     "ToolEnv": "tool_env:ToolEnv",
     "UsageError": "outcome:UsageError",
+    "check": "check:check",
     "guarded_reset": "outcome:guarded_reset",
     "guarded_score": "outcome:guarded_score",
     "guarded_step": "outcome:guarded_step",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from palestra.envs.tasks import TaskSet
 from palestra.envs.tool_env import ToolEnv
 from palestra.tools import calculator
+from palestra.types import Message, Task
 from palestra.verifiers import number
 
 _COUNTS = {"train": 20_000, "test": 2_000}
@@ -46,6 +48,24 @@ class ArithmeticEnv(ToolEnv):
             max_turns=max_turns,
             **kwargs,
         )
+
+    @staticmethod
+    def solve(task: Task, messages: Sequence[Message]) -> Message:
+        """An oracle's next reply, for demonstrations: it knows the task's steps."""
+        done = sum(message["role"] == "tool" for message in messages)
+        steps: list[CalculatorStep] = task.info["steps"]
+        if done == len(steps):
+            return {"role": "assistant", "content": str(task.answer)}
+        a, operator, b, _ = steps[done]
+        call = {
+            "name": "calculator",
+            "arguments": json.dumps({"a": a, "operator": operator, "b": b}),
+        }
+        return {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": f"call_{done}", "type": "function", "function": call}],
+        }
 
 
 @functools.lru_cache(maxsize=8)
@@ -85,11 +105,13 @@ class _Expression(NamedTuple):
     steps: list[CalculatorStep]
 
 
+_OPERANDS = [_Expression(str(value), 3, value, []) for value in range(1, _MAX_OPERAND + 1)]
+
+
 def _draw(rng: random.Random, operations: int) -> _Expression | None:
     """A random expression tree; None if a step's result would be too large."""
     if operations == 0:
-        value = 1 + int(rng.random() * _MAX_OPERAND)
-        return _Expression(str(value), 3, value, [])
+        return _OPERANDS[int(rng.random() * _MAX_OPERAND)]
     on_the_left = int(rng.random() * operations)
     left = _draw(rng, on_the_left)
     right = left and _draw(rng, operations - 1 - on_the_left)

@@ -50,7 +50,11 @@ class Env(gymnasium.Env[Observation, Action]):
         return (), {}
 
     async def astep(self, action: Action) -> Step:
-        """Answer one reply. Ending the episode is enough: `guarded_step` has it scored."""
+        """Answer one reply. Ending the episode is enough: `guarded_step` has it scored.
+
+        With `info["replaces"] = True` the observation is not added to the conversation but
+        replaces all of it.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define astep")
 
     async def ascore(self, stop_reason: str) -> Score:

@@ -80,7 +80,14 @@ def make(id: str, **kwargs: Any) -> Env:
     from palestra.envs.env import Env
 
     found = spec(id)
-    env = gymnasium.make(found, **kwargs).unwrapped
+    try:
+        env = gymnasium.make(found, **kwargs).unwrapped
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        # Gymnasium adds all other arguments, in full.
+        reason = str(error).partition(" was raised from")[0]
+        raise ValueError(f'"{found.id}" cannot be made so: {reason}') from None
     if not isinstance(env, Env):
         raise ValueError(f'"{found.id}" is a {type(env).__name__}, not a palestra environment')
     return env

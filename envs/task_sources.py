@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # A generator function may be infinite; without a limit this many rows say that it is.
-_MOST_WITHOUT_LIMIT = 200_000
+_MOST_WITHOUT_LIMIT = 100_000
 
 # (where the row stands, for error messages; the row)
 Row = tuple[str, object]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gymnasium.error import ResetNeeded
@@ -14,7 +14,7 @@ from palestra.envs.outcome import UsageError
 from palestra.envs.spaces import Action, Observation, copy_message, is_reply
 from palestra.envs.tasks import TaskSet
 from palestra.tools import State, Tool, parse_reply, run_call
-from palestra.types import Failure, Message, Score, Task, ToolResult
+from palestra.types import Message, Score, Task, ToolResult
 from palestra.verifiers import check_verifier, run_verifier
 
 
@@ -30,7 +30,8 @@ class ToolEnv(Env):
 
     Raises:
         ValueError: unreadable tasks, something that is no tool, two tools of one name, a verifier
-            with parameters it cannot be given, or a number out of range.
+            with parameters it cannot be given, a tool that needs another `state`, or a number out
+            of range.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ToolEnv(Env):
         task_seed: int = 0,
         task_limit: int | None = None,
         max_tool_calls_per_turn: int = 16,
+        verifier_timeout_s: float = 30.0,
     ) -> None:
         super().__init__()
         for name, number in {
@@ -54,12 +56,16 @@ class ToolEnv(Env):
         }.items():
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
+        if not verifier_timeout_s > 0:
+            raise ValueError(f"verifier_timeout_s must be positive, got {verifier_timeout_s}")
         check_verifier(verifier)
         self.tasks = TaskSet.load(tasks, split=split, seed=task_seed, limit=task_limit)
         self.tools = _by_name(tools)
+        _check_state(self.tools, state)
         self.verifier = verifier
         self.max_turns = max_turns
         self.max_tool_calls_per_turn = max_tool_calls_per_turn
+        self.verifier_timeout_s = verifier_timeout_s
         self._system = (
             () if system_prompt is None else ({"role": "system", "content": system_prompt},)
         )
@@ -119,11 +125,10 @@ class ToolEnv(Env):
         return await run_verifier(
             self.verifier,
             task=self.task,
-            answer=self.task.answer,
-            reply=_last_reply(self.messages),
             messages=self.messages,
             state=self.state,
             stop_reason=stop_reason,
+            timeout_s=self.verifier_timeout_s,
         )
 
     async def arelease(self) -> None:
@@ -153,35 +158,32 @@ class ToolEnv(Env):
             calls[: self.max_tool_calls_per_turn],
             calls[self.max_tool_calls_per_turn :],
         )
-        if len(allowed) <= 1:  # the usual case needs no task of its own
-            results = [await self._run_call(call) for call in allowed]
+        hidden: dict[type, Any] = {State: self.state}
+        if len(allowed) <= 1:  # the usual case needs no asyncio task of its own
+            results = [await run_call(call, self.tools, hidden) for call in allowed]
         else:
             try:
                 async with asyncio.TaskGroup() as group:
-                    running = [group.create_task(self._run_call(call)) for call in allowed]
+                    running = [
+                        group.create_task(run_call(call, self.tools, hidden)) for call in allowed
+                    ]
             except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None
+                first = errors.exceptions[0]
+                raise first from first.__cause__
             results = [task.result() for task in running]
         return (*results, *(self._refuse(call) for call in refused))
 
-    async def _run_call(self, call: dict[str, Any]) -> ToolResult:
-        hidden = {State: self.state, type(self.state): self.state}
-        try:
-            return await run_call(call, self.tools, hidden)
-        except SystemExit as error:  # inside an asyncio task it would end the event loop
-            name = (call.get("function") or {}).get("name")
-            raise Failure(f"tool:{name}", f"the tool called sys.exit({error.code!r})") from error
-
     def _refuse(self, call: dict[str, Any]) -> ToolResult:
+        function = call.get("function")
         return ToolResult(
             call_id=str(call.get("id", "")),
-            name=str((call.get("function") or {}).get("name", "")),
+            name=str(function.get("name", "")) if isinstance(function, dict) else "",
             content=f"not run: at most {self.max_tool_calls_per_turn} tool calls in one reply",
             error="too_many_calls",
         )
 
 
-def _by_name(tools: Sequence[Tool]) -> dict[str, Tool]:
+def _by_name(tools: Sequence[object]) -> dict[str, Tool]:
     found: dict[str, Tool] = {}
     for tool in tools:
         if not isinstance(tool, Tool):
@@ -193,21 +195,21 @@ def _by_name(tools: Sequence[Tool]) -> dict[str, Tool]:
     return found
 
 
+def _check_state(tools: Mapping[str, Tool], state: Callable[[], State]) -> None:
+    """A tool that is never given the state it needs would fail every episode."""
+    if not isinstance(state, type):
+        return  # a function: what it makes is known only in an episode
+    for tool in tools.values():
+        for wanted in tool.hidden.values():
+            if issubclass(wanted, State) and not issubclass(state, wanted):
+                raise ValueError(
+                    f'tool "{tool.name}" needs a {wanted.__name__}: pass state={wanted.__name__}'
+                )
+
+
 def _read(action: Action) -> Message:
     if isinstance(action, str):
         return parse_reply(action)
     if isinstance(action, dict) and is_reply(reply := {"role": "assistant", **action}):
         return reply
     raise UsageError(f"an action is text or an assistant message, got {action!r:.80}")
-
-
-def _last_reply(messages: Sequence[Message]) -> str:
-    """The text of the last assistant message, without its thinking."""
-    for message in reversed(messages):
-        if message["role"] == "assistant":
-            content = message.get("content") or ""
-            if isinstance(content, str):
-                return content
-            parts = (part.get("text") for part in content if isinstance(part, dict))
-            return "".join(part for part in parts if isinstance(part, str))
-    return ""

@@ -32,6 +32,7 @@ EXTRA_OF = {
     "safetensors": "train",
     "tensorboard": "train",
     "tokenizers": "train",
+    "tomli_w": "train",
     "torch": "train",
     "transformers": "train",
     "uvicorn": "serve",
@@ -257,22 +258,26 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=_SEED, default=0, metavar="N", help="default: 0")
     parser.add_argument("--temperature", type=_TEMPERATURE, default=1.0, metavar="T")
     parser.add_argument("--max-tokens", type=_AT_LEAST_ONE, default=512, help="per turn")
+    parser.add_argument("--context-length", type=_AT_LEAST_ONE, default=1024, metavar="TOKENS")
+    parser.add_argument("--max-concurrent", type=_AT_LEAST_ONE, default=64, metavar="EPISODES")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write episodes and summary here")
     parser.add_argument("--json", action="store_true", help="print the figures as one object")
 
     def run(arguments: argparse.Namespace) -> int:
         from palestra import cli_eval
 
-        return cli_eval.run_eval(
-            arguments.env,
+        options = cli_eval.EvalOptions(
+            env=arguments.env,
             model=arguments.model,
             split=arguments.split,
             n=arguments.n,
             seed=arguments.seed,
             temperature=arguments.temperature,
             max_tokens=arguments.max_tokens,
+            context_length=arguments.context_length,
+            max_concurrent=arguments.max_concurrent,
             out=arguments.out,
-            as_json=arguments.json,
         )
+        return cli_eval.run_eval(options, as_json=arguments.json)
 
     parser.set_defaults(run=run)

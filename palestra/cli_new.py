@@ -12,10 +12,12 @@ ENVIRONMENT = '''\
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from palestra import ToolEnv, ToolError, register, tool, verifiers
+from palestra import Task, ToolEnv, ToolError, register, tool, verifiers
+from palestra.rollout.policy import tool_call
+from palestra.types import Message
 
 PRICES = {"apple": 31, "banana": 24, "cherry": 7, "mango": 118, "plum": 19}
 
@@ -39,7 +41,8 @@ def tasks(split: str) -> Iterator[dict[str, str]]:
         for count in range(2, 52):
             if (count % 5 == 0) == (split == "test"):
                 prompt = f"What do {count} pieces of {item} cost, in cents?"
-                yield {"prompt": prompt, "answer": str(count * PRICES[item])}
+                # What is neither prompt nor answer goes to Task.info, unseen by the policy.
+                yield {"prompt": prompt, "answer": str(count * PRICES[item]), "item": item}
 
 
 class __CLASS__(ToolEnv):
@@ -47,6 +50,13 @@ class __CLASS__(ToolEnv):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(tasks=tasks, tools=[price], verifier=verifiers.number, **kwargs)
+
+    @staticmethod
+    def solve(task: Task, messages: Sequence[Message]) -> str:
+        """An oracle's next reply, for `palestra eval --model oracle` and demonstrations."""
+        if messages[-1]["role"] == "tool":
+            return str(task.answer)
+        return tool_call("price", item=task.info["item"])
 
 
 # Installed packages are found by the entry point in pyproject.toml, which this then replaces.
@@ -60,18 +70,19 @@ from __future__ import annotations
 
 import palestra
 from gymnasium.utils.env_checker import check_env
+from palestra.rollout.policy import tool_call
 
 import __MODULE__
 
 ID = "__ID__"
-LOOK_UP = '<tool_call>{"name": "price", "arguments": {"item": "plum"}}</tool_call>'
 
 
 def test_looking_up_the_price_and_multiplying_scores_one() -> None:
     env = palestra.make(ID)
-    _, info = env.reset(seed=0)
-    observation, reward, terminated, _, _ = env.step(LOOK_UP)
-    assert observation[0]["content"] == str(__MODULE__.PRICES["plum"])
+    observation, info = env.reset(seed=0)
+    look_up = __MODULE__.__CLASS__.solve(info["task"], observation)
+    observation, reward, terminated, _, _ = env.step(look_up)
+    assert observation[0]["content"] == str(__MODULE__.PRICES[info["task"].info["item"]])
     assert (reward, terminated) == (0.0, False)
     _, reward, terminated, _, _ = env.step(f"They cost {info['task'].answer} cents.")
     assert (reward, terminated) == (1.0, True)
@@ -88,7 +99,7 @@ def test_a_wrong_answer_scores_zero() -> None:
 def test_an_unknown_item_is_answered_to_the_model() -> None:
     env = palestra.make(ID)
     env.reset(seed=0)
-    observation, *_ = env.step(LOOK_UP.replace("plum", "kiwi"))
+    observation, *_ = env.step(tool_call("price", item="kiwi"))
     assert "no item 'kiwi'" in observation[0]["content"]
 
 
@@ -161,5 +172,6 @@ def write_environment(name: str, out: Path | None) -> int:
         (folder / file).write_text(text)
     print(f"wrote {', '.join(str(folder / file) for file in files)}")
     print(f"test it:     cd {folder} && python -m pytest")
-    print(f"register it: pip install -e {folder}, then: palestra envs show {names['__ID__']}")
+    print(f"install it:  pip install -e {folder}")
+    print(f"play it:     palestra eval {names['__ID__']} --model oracle")
     return 0

@@ -139,7 +139,7 @@ def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLCon
 def _demonstrate(path: Path, seed: int) -> int:
     """Write demonstrations of an oracle, which knows each task's steps; returns how many."""
     from palestra import envs
-    from palestra.envs.arithmetic import arithmetic_tasks
+    from palestra.envs.arithmetic import ArithmeticEnv, arithmetic_tasks
     from palestra.rollout.driver import rollout
     from palestra.rollout.policy import OraclePolicy
     from palestra.trainer.demonstrations import write_demonstrations
@@ -147,7 +147,7 @@ def _demonstrate(path: Path, seed: int) -> int:
     tasks = arithmetic_tasks("train")
     first = seed * DEMONSTRATIONS % len(tasks)
     chosen = (*tasks, *tasks)[first : first + DEMONSTRATIONS]
-    episodes = rollout(lambda: envs.make(ENV_ID).unwrapped, chosen, OraclePolicy())
+    episodes = rollout(lambda: envs.make(ENV_ID), chosen, OraclePolicy(ArithmeticEnv.solve))
     return asyncio.run(write_demonstrations(path, episodes))
 
 

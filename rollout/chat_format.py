@@ -181,11 +181,12 @@ class ChatFormat:
         end = _find_nth(text, self._end_of_turn, prompt.count(self._end_of_turn) + 1)
         if end is None or not text.startswith(prompt):
             raise ValueError("the chat template does not print this reply behind its own header")
-        prompt_ids = self._encode(prompt)
-        ids = self._encode(text[: end + len(self._end_of_turn)])
+        end += len(self._end_of_turn)
+        prompt_ids, ids = self._encode(prompt), self._encode(text[:end])
         if ids[: len(prompt_ids)] == prompt_ids:
             return ids[len(prompt_ids) :]
-        return self._encode(text[len(prompt) : end + len(self._end_of_turn)])
+        # The reply's first characters would merge with the header: tokenize it by itself.
+        return self._encode(self._end_of_turn + text[len(prompt) : end])[1:]
 
     def parse(self, completion_ids: Sequence[int]) -> Message:
         """The assistant's message in sampled ids, in the form of `palestra.tools.parse_reply`.

@@ -11,7 +11,8 @@ from typing import Any
 
 import gymnasium
 
-from palestra.rollout.driver import Limits, rollout
+from palestra.rollout.driver import rollout
+from palestra.rollout.episode import DEFAULT_LIMITS, DEFAULT_SAMPLING, Limits
 from palestra.rollout.policy import Policy
 from palestra.rollout.recorder import Recorder
 from palestra.types import Episode, Outcome, Sampling, Task
@@ -48,8 +49,8 @@ async def evaluate(
     *,
     n_per_task: int = 1,
     max_concurrent: int = 256,
-    limits: Limits = Limits(),
-    sampling: Sampling = Sampling(),
+    limits: Limits = DEFAULT_LIMITS,
+    sampling: Sampling = DEFAULT_SAMPLING,
     seed: int = 0,
     max_attempts: int = 2,
     recorder: Recorder | None = None,

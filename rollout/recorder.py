@@ -89,13 +89,12 @@ def read_episodes(path: str | Path) -> Recording:
 
 
 def _end_of_whole_lines(descriptor: int) -> int:
-    """The file's size without an unfinished last line."""
-    end = size = os.fstat(descriptor).st_size
-    chunk = 65_536
+    """Where the last newline is: what follows it was torn off by a crash."""
+    end = os.fstat(descriptor).st_size
     while end > 0:
-        start = max(0, end - chunk)
+        start = max(0, end - 65_536)
         newline = os.pread(descriptor, end - start, start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1
         end = start
-    return 0 if size else size
+    return 0

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from palestra.rollout.recorder import read_episodes
+from palestra.types import Outcome
 
 COMMAND = str(Path(sys.executable).parent / "palestra")
 SETTINGS = ["env", "group_size", "learning_rate", "tasks_per_step", "temperature"]
@@ -60,6 +66,12 @@ def test_help_names_every_command() -> None:
 )
 def test_wrong_arguments_are_answered_in_one_line(arguments: list[str], expected: str) -> None:
     assert expected in error_of(palestra(*arguments))
+
+
+def test_the_traceback_is_there_for_those_who_ask() -> None:
+    done = palestra("envs", "show", "Nothing-v0", PALESTRA_DEBUG="1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
 
 
 # envs
@@ -239,6 +251,133 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     assert "pip install 'palestra[train]'" in error_of(done)
 
 
+# eval
+
+
+def evaluate(*arguments: str | Path, **variables: str) -> dict[str, Any]:
+    done = palestra("eval", *arguments, "--json", cwd=None, **variables)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert isinstance(figures, dict)
+    return figures
+
+
+def test_the_oracle_solves_every_task_and_its_episodes_are_kept(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    figures = evaluate("Arithmetic-v0", "--model", "oracle", "--n", "100", "--out", out)
+    assert (figures["mean"], figures["n"], figures["masked"]) == (1.0, 100, {})
+    assert figures["low"] > 0.95
+    assert figures["mean_turns"] > 3
+    assert json.loads((out / "summary.json").read_text()) == figures
+    assert len(read_episodes(out / "episodes" / "eval.jsonl")) == 100
+    assert f"{out} exists" in error_of(
+        palestra("eval", "Arithmetic-v0", "--model", "oracle", "--out", out)
+    )
+
+
+def test_random_replies_hardly_score_and_the_same_seed_gives_the_same_figures() -> None:
+    arguments = ["Arithmetic-v0", "--model", "random", "--n", "50", "--seed", "7"]
+    figures = evaluate(*arguments)
+    assert figures["mean"] <= 0.1  # a short answer may be hit by luck
+    assert figures["n"] == 50
+    assert evaluate(*arguments) == figures
+
+
+def test_the_table_of_an_evaluation_names_mean_interval_and_masked_episodes() -> None:
+    done = palestra("eval", "Arithmetic-v0", "--model", "oracle", "--n", "20")
+    assert "mean score            1.000  [0.839, 1.000] at 95%" in done.stdout
+    assert "masked                0 (0.0%)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["Arithmetic-v0", "--model", "nowhere"], "there is no model folder nowhere"),
+        (["Arithmetic-v0", "--model", "orakle"], "did you mean oracle?"),
+        (["Arithmetic-v0", "--model", "random", "--split", "dev"], '"dev"'),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told(arguments: list[str], expected: str) -> None:
+    assert expected in error_of(palestra("eval", *arguments))
+
+
+def test_a_model_folder_plays_and_one_without_its_chat_template_is_refused(tmp_path: Path) -> None:
+    from palestra.rollout.chat_format import ChatFormat
+    from palestra.tools import calculator
+    from palestra.trainer.load import save_policy
+    from palestra.trainer.tiny import build_policy
+
+    conversation = [{"role": "user", "content": "1 + 2"}, {"role": "assistant", "content": "3"}]
+    model, tokenizer = build_policy([(conversation, [calculator.schema()])], seed=0)
+    chat_format = ChatFormat.from_tokenizer(tokenizer)
+    save_policy(model, tokenizer, chat_format, tmp_path / "model")
+    model_folder = str(tmp_path / "model")
+    arguments = ["Arithmetic-v0", "--model", model_folder, "--n", "8", "--max-tokens", "16"]
+    figures = evaluate(*arguments, OMP_NUM_THREADS="1")
+    assert figures["n"] == 8
+    assert 1 <= figures["mean_tokens"] <= 16 * figures["mean_turns"]
+
+    for file in ("chat_format.json", "chat_template.jinja"):
+        (tmp_path / "model" / file).unlink(missing_ok=True)
+    assert "chat template" in error_of(palestra("eval", *arguments))
+
+
+SLOW = """
+import asyncio
+from palestra import ToolEnv, tool, verifiers
+from palestra.rollout.policy import tool_call
+
+@tool
+async def wait() -> str:
+    "Wait a little."
+    await asyncio.sleep(0.02)
+    return "done"
+
+class SlowEnv(ToolEnv):
+    "Wait, then answer."
+    def __init__(self, **kwargs):
+        tasks = [{"prompt": f"{n}", "answer": f"{n}"} for n in range(500)]
+        super().__init__(tasks=tasks, tools=[wait], verifier=verifiers.number, **kwargs)
+
+    @staticmethod
+    def solve(task, messages):
+        return task.answer if messages[-1]["role"] == "tool" else tool_call("wait")
+"""
+
+
+def interrupt_once_written(running: subprocess.Popen[str], file: Path) -> None:
+    """Press Ctrl-C as soon as there is something in a file."""
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.stat().st_size > 0):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+
+
+def test_ctrl_c_ends_an_evaluation_in_one_line_and_what_was_written_is_readable(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    installed(tmp_path, "slow", "slow/Slow-v0 = slow:SlowEnv")
+    arguments = ["eval", "slow/Slow-v0", "--model", "oracle", "--max-concurrent", "1"]
+    running = subprocess.Popen(
+        [COMMAND, *arguments, "--out", tmp_path / "run"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    episodes = tmp_path / "run" / "episodes" / "eval.jsonl"
+    interrupt_once_written(running, episodes)
+    stdout, stderr = running.communicate(timeout=30)
+    assert (running.returncode, stdout) == (130, "")
+    assert stderr == "palestra: interrupted: what was written so far stays readable\n"
+    kept = read_episodes(episodes)
+    assert 0 < len(kept) < 500
+    assert all(episode.outcome is Outcome.SCORED for episode in kept)
+
+
 # Output that cannot be written
 
 
@@ -257,3 +396,79 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     pipeline = f"set -o pipefail; '{COMMAND}' doctor | true"
     done = subprocess.run(["bash", "-c", pipeline], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def on_a_small_disk(size: str, folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell command with `folder`/small on a file system of its own, kept in `folder`/kept.
+
+    The file system exists only for the processes that this starts.
+    """
+    (folder / "small").mkdir()
+    script = f"""
+mount -t tmpfs -o size={size} none small || exit 77
+{command}; status=$?
+cp -r small kept
+exit $status
+"""
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("this machine lets no user mount a file system")
+    return done
+
+
+def test_a_disk_that_fills_up_ends_an_evaluation_in_one_line_and_keeps_what_fitted(
+    tmp_path: Path,
+) -> None:
+    command = f"'{COMMAND}' eval Arithmetic-v0 --model oracle --n 2000 --out small/run"
+    done = on_a_small_disk("200k", tmp_path, command)
+    assert "eval.jsonl: the disk is full: free some space" in error_of(done)
+    assert len(read_episodes(tmp_path / "kept" / "run" / "episodes" / "eval.jsonl")) > 20
+
+
+def write_sft_config(folder: Path, **changes: object) -> None:
+    conversation = [{"role": "user", "content": "1 + 2"}, {"role": "assistant", "content": "3"}]
+    row = json.dumps({"messages": conversation, "tools": []})
+    (folder / "rows.jsonl").write_text(f"{row}\n" * 8)
+    settings = {"model": "tiny", "data": "rows.jsonl", "batch_rows": 8, **changes}
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
+    (folder / "sft.toml").write_text("".join(lines))
+
+
+def test_a_disk_that_fills_up_ends_training_in_one_line_and_keeps_the_metrics(
+    tmp_path: Path,
+) -> None:
+    write_sft_config(tmp_path, out="small/run", steps=2)
+    # Room for the metrics, not for the weights.
+    done = on_a_small_disk("600k", tmp_path, f"OMP_NUM_THREADS=1 '{COMMAND}' train sft sft.toml")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("palestra: the disk is full: free some space")
+    assert "Traceback" not in done.stderr
+    steps = (tmp_path / "kept" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps] == [1, 2]
+
+
+def test_ctrl_c_ends_training_in_one_line_and_keeps_the_metrics(tmp_path: Path) -> None:
+    write_sft_config(tmp_path, out="run", steps=100_000)
+    running = subprocess.Popen(
+        [COMMAND, "train", "sft", "sft.toml"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    interrupt_once_written(running, tmp_path / "run" / "metrics.jsonl")
+    _, stderr = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert (
+        stderr.splitlines()[-1] == "palestra: interrupted: what was written so far stays readable"
+    )
+    assert "Traceback" not in stderr
+    steps = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps] == list(range(1, len(steps) + 1))

@@ -1,52 +1,50 @@
 """Run isolated tools in worker processes that can be killed.
 
-Workers are started when first needed, kept, and shared by all isolated tools: a call costs two
-messages over pipes. One that runs out of time or memory is killed with all the processes it has
-started, and the next call gets a new one. What happens inside is in `isolation_worker.py`.
+Workers start when first needed, are kept, and serve all isolated tools: a call costs a message over
+a pipe each way. One that runs out of time or memory is killed with every process it has started,
+and the next call gets a new one. Their side is in `isolation_worker.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
-import contextlib
-import json
 import os
-import select
-import signal
-import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from palestra.tools.threads import TimedOut, run_in_thread
+from palestra.tools.threads import LoopLimit, run_in_thread
 from palestra.tools.tool import Tool
+from palestra.tools.trouble import OutOfResources, TimedOut
+from palestra.tools.worker_process import WorkerProcess
 from palestra.types import Failure, ToolError
 
 # Each takes some 50 MB: enough to keep the cores busy while a few calls hang until their timeout.
 MAX_WORKERS = max(4, 2 * (os.cpu_count() or 1))
 # Importing the module that defines a tool may mean importing torch.
 START_TIMEOUT_S = 120.0
-# Set in workers: a script that starts rollouts when it is imported would start more workers there.
-WORKER_VARIABLE = "PALESTRA_ISOLATION_WORKER"
 
+in_worker = False  # set by isolation_worker
 
-class ProvokedDeath(Exception):
-    """The arguments exhausted the worker's memory or killed it."""
+_limit = LoopLimit(MAX_WORKERS)
+_idle: deque[WorkerProcess] = deque()
 
 
 async def run_isolated(tool: Tool, arguments: str) -> str:
-    """The text that the tool returns for arguments (JSON) that fit its schema.
+    """The text of what an isolated tool returns for arguments (JSON) that fit its schema.
 
     Raises:
-        TimedOut, ToolError, ProvokedDeath: as the call went.
-        Failure: the tool is broken, or cannot be imported.
+        ToolError, TimedOut, OutOfResources: as the call went.
+        Failure: the tool is broken, or its process cannot import it.
     """
-    async with _slots():
+    if in_worker:
+        raise RuntimeError(
+            "an isolated tool was called while its process imported the script: put what the "
+            'script does under `if __name__ == "__main__":`'
+        )
+    async with _limit.slot():
         call = _IsolatedCall(tool, arguments)
         try:
             return await run_in_thread(call.run)
@@ -56,91 +54,98 @@ async def run_isolated(tool: Tool, arguments: str) -> str:
 
 
 class _IsolatedCall:
-    """One call on its way through a worker; `cancel` may be called from another thread."""
+    """One call on its way through a worker. `run` blocks; `cancel` ends it from another thread."""
 
     def __init__(self, tool: Tool, arguments: str) -> None:
         self._tool = tool
-        self._request = {
-            "function": tool.function.__qualname__,
-            **_home(tool.function),
-            "arguments": arguments,
-            "memory_mb": tool.memory_mb,
-        }
-        self._worker: _Worker | None = None
+        self._arguments = arguments
+        self._worker: WorkerProcess | None = None
         self._cancelled = False
         self._lock = threading.Lock()
 
     def run(self) -> str:
-        worker = _take_worker()
         with self._lock:
-            self._worker = worker
-            cancelled = self._cancelled
+            if self._cancelled:
+                return ""
+            worker = self._worker = _idle_worker() or WorkerProcess()
+        answer: dict[str, str] = {}
         try:
-            answer = {"cancelled": ""} if cancelled else self._ask(worker)
-        except BaseException:
-            worker.kill()
-            raise
-        with self._lock:
-            self._worker = None
-            reusable = not self._cancelled and "resources" not in answer
-        if reusable:
-            _idle.append(worker)
-        else:
-            worker.kill()
-        return self._text(answer)
+            answer = self._ask(worker)
+        finally:
+            with self._lock:
+                self._worker = None
+                if answer and not self._cancelled and "resources" not in answer:
+                    _idle.append(worker)
+                else:
+                    worker.end()
+        return self._read(answer)
 
     def cancel(self) -> None:
         with self._lock:
             self._cancelled = True
             if self._worker is not None:
-                self._worker.kill_group()  # `run` then reads the end of the worker's answers
+                self._worker.kill()
 
-    def _ask(self, worker: _Worker) -> dict[str, str]:
+    def _ask(self, worker: WorkerProcess) -> dict[str, str]:
         cause = f"tool:{self._tool.name}"
+        request = {
+            **_home(self._tool.function),
+            "arguments": self._arguments,
+            "timeout_s": self._tool.timeout_s,
+            "memory_mb": self._tool.memory_mb,
+        }
         try:
-            worker.send(self._request)
-            # The tool is imported before its time starts to run.
+            worker.send(request)
+            # The time that the worker takes to start and to import the tool is not the call's.
             answer = worker.receive(START_TIMEOUT_S)
         except TimedOut:
-            raise Failure(cause, f"not imported after {START_TIMEOUT_S:g} s") from None
-        except (EOFError, OSError):
-            raise Failure(cause, f"its process died at start: {worker.kill()}") from None
+            raise Failure(
+                cause, f"its process has not imported it in {START_TIMEOUT_S:g} s"
+            ) from None
+        except OSError:
+            raise Failure(cause, f"its process ended before the call, {worker.end()}") from None
         if "started" not in answer:
             return answer
         try:
             return worker.receive(self._tool.timeout_s)
-        except EOFError:
-            return {"resources": f"its process died: {worker.kill()}"}
+        except OSError:
+            return {"resources": f"its process ended, {worker.end()}"}
 
-    def _text(self, answer: dict[str, str]) -> str:
+    def _read(self, answer: dict[str, str]) -> str:
         ((kind, text),) = answer.items()
-        if kind == "tool_error":
-            raise ToolError(text)
-        if kind == "resources":
-            raise ProvokedDeath(text)
-        if kind == "raised":
-            raise Failure(f"tool:{self._tool.name}", text)
+        match kind:
+            case "tool_error":
+                raise ToolError(text)
+            case "resources":
+                raise OutOfResources(text)
+            case "raised":
+                raise Failure(f"tool:{self._tool.name}", text)
         return text
 
 
-class _Worker:
-    """A worker process, in a session and process group of its own."""
+def _home(function: Callable[..., Any]) -> dict[str, Any]:
+    """Where another process finds a function: module, file and qualified name."""
+    module = sys.modules.get(function.__module__)
+    name, file = function.__module__, getattr(module, "__file__", None)
+    if name == "__main__":
+        spec = getattr(module, "__spec__", None)
+        # As multiprocessing does: the guard `if __name__ == "__main__":` holds under this name.
+        name = "__mp_main__" if spec is None else spec.name
+    return {
+        "module": name,
+        "file": None if file is None else os.path.abspath(file),
+        "qualname": function.__qualname__,
+    }
 
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "palestra.tools.isolation_worker", json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-            env={**os.environ, WORKER_VARIABLE: "1"},
-        )
-        self._unread = b""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests, self._answers = self._process.stdin, self._process.stdout
 
-    def send(self, request: dict[str, Any]) -> None:
-        line = json.dumps(request).encode() + b"\n"
-        while line:
-            line = line[self._requests.write(line) :]
+def _idle_worker() -> WorkerProcess | None:
+    while _idle:
+        worker = _idle.pop()
+        if worker.is_idle():
+            return worker
+        worker.end()  # it died since its last call, e.g. for want of memory
+    return None
+
+
+# In a forked process the workers are the parent's.
+os.register_at_fork(after_in_child=_idle.clear)

@@ -44,9 +44,3 @@ def printable(text: str) -> str:
     if not text.isascii():
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text.replace("\0", "�")
-
-
-def one_line(error: BaseException, max_chars: int = 300) -> str:
-    """An exception as its type and message, e.g. "ZeroDivisionError: division by zero"."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    return printable(text if len(text) <= max_chars else text[: max_chars - 1] + "…")

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import functools
 import json
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from palestra.tools.isolation import run_isolated
-from palestra.tools.output import as_text, one_line, printable, shortened
+from palestra.tools.output import as_text, printable, shortened
 from palestra.tools.problems import BadArguments, shown
-from palestra.tools.threads import TimedOut, run_in_thread
+from palestra.tools.threads import run_in_thread
 from palestra.tools.tool import Tool
+from palestra.tools.trouble import RESOURCE_ERRORS, OutOfResources, TimedOut, one_line
 from palestra.types import Failure, ToolError, ToolResult, Unscorable
 
-# Arguments can provoke these in a tool that is not broken.
-RESOURCE_ERRORS = (MemoryError, RecursionError, OverflowError)
+_logger = logging.getLogger(__name__)
+
 _CALL_FORM = '{"name": <tool name>, "arguments": <object>}'
 
 
@@ -30,7 +33,7 @@ class _Refusal(Exception):
 
 
 async def run_call(
-    call: Mapping[str, Any], tools: Mapping[str, Tool], hidden: Mapping[type, Any]
+    call: Mapping[str, Any], tools: Mapping[str, Tool], hidden: Mapping[Any, Any]
 ) -> ToolResult:
     """Run one entry of a message's `tool_calls`; whatever is wrong with it becomes the answer.
 
@@ -41,6 +44,7 @@ async def run_call(
         Failure: the tool itself is broken (cause "tool:NAME"), never because of the call.
     """
     start = time.perf_counter()
+    call = call if isinstance(call, Mapping) else {}
     name, arguments = _read(call)
     error: str | None = None
     try:
@@ -49,7 +53,7 @@ async def run_call(
     except (_Refusal, BadArguments) as refusal:
         error, content = refusal.kind, printable(shortened(str(refusal)))
     return ToolResult(
-        call_id=str(call.get("id") or "") if isinstance(call, Mapping) else "",
+        call_id=printable(str(call.get("id") or "")[:200]),
         name=name,
         content=content,
         error=error,
@@ -59,7 +63,7 @@ async def run_call(
 
 def _read(call: Mapping[str, Any]) -> tuple[str, str]:
     """The name and the arguments' JSON in a call of any shape; "" for what is not there."""
-    function = call.get("function") if isinstance(call, Mapping) else None
+    function = call.get("function")
     if not isinstance(function, Mapping):
         return "", ""
     name, arguments = function.get("name"), function.get("arguments")
@@ -74,7 +78,7 @@ def _read(call: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _find(call: Mapping[str, Any], name: str, arguments: str, tools: Mapping[str, Tool]) -> Tool:
-    if isinstance(call, Mapping) and call.get("error") == "cut":
+    if call.get("error") == "cut":
         raise _Refusal("cut", "the call was cut off before its end: write a shorter one")
     if not name:
         raise _Refusal(
@@ -100,17 +104,21 @@ def _json_problem(text: str) -> str:
     return "it names no tool"
 
 
-async def _run(tool: Tool, arguments: str, hidden: Mapping[type, Any]) -> str:
+async def _run(tool: Tool, arguments: str, hidden: Mapping[Any, Any]) -> str:
     cause = f"tool:{tool.name}"
     try:
         return await _invoke(tool, tool.arguments.parse(arguments), arguments, hidden)
     except ToolError as error:
         raise _Refusal("tool_error", str(error) or f"{tool.name} refused") from None
     except TimedOut:
+        if not (tool.is_async or tool.isolated):
+            _warn_of_thread(tool.name)
         raise _Refusal("timeout", f"{tool.name} timed out after {tool.timeout_s:g} s") from None
+    except OutOfResources as error:
+        raise _Refusal("resources", f"{tool.name} ran out of resources: {error}") from None
     except RESOURCE_ERRORS as error:
         raise _Refusal(
-            "resources", f"{tool.name} ran out of resources on these arguments ({one_line(error)})"
+            "resources", f"{tool.name} ran out of resources: {one_line(error)}"
         ) from None
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
@@ -125,7 +133,7 @@ async def _run(tool: Tool, arguments: str, hidden: Mapping[type, Any]) -> str:
 
 
 async def _invoke(
-    tool: Tool, given: dict[str, Any], arguments: str, hidden: Mapping[type, Any]
+    tool: Tool, given: dict[str, Any], arguments: str, hidden: Mapping[Any, Any]
 ) -> str:
     if tool.isolated:
         return await run_isolated(tool, arguments)
@@ -145,7 +153,16 @@ async def _invoke(
         raise  # the tool's own, e.g. of a connection
 
 
-def _inject(tool: Tool, hidden: Mapping[type, Any]) -> dict[str, Any]:
+@functools.cache  # once per tool: a policy may time out in every episode
+def _warn_of_thread(name: str) -> None:
+    _logger.warning(
+        "tool %s timed out, but its thread cannot be killed and goes on: declare it with "
+        "@tool(isolated=True) if it may hang",
+        name,
+    )
+
+
+def _inject(tool: Tool, hidden: Mapping[Any, Any]) -> dict[str, Any]:
     injected = {}
     for parameter, wanted in tool.hidden.items():
         found = [value for value in hidden.values() if isinstance(value, wanted)]

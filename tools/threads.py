@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import logging
 import os
 import threading
 from collections import deque
@@ -19,16 +18,30 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
+from palestra.tools.trouble import TimedOut
+
 T = TypeVar("T")
 
 # Calls in progress per event loop, those that were abandoned not counted.
 MAX_THREADS = 128
 
-_logger = logging.getLogger(__name__)
 
+class LoopLimit:
+    """How many calls of a kind may run at once on one event loop."""
 
-class TimedOut(Exception):
-    """A call had no result in time. (Not TimeoutError: a called function may raise that itself.)"""
+    def __init__(self, calls: int) -> None:
+        self._calls = calls
+        self._slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
+            WeakKeyDictionary()
+        )
+
+    def slot(self) -> asyncio.Semaphore:
+        """To be entered with `async with` around a call."""
+        loop = asyncio.get_running_loop()
+        slots = self._slots.get(loop)
+        if slots is None:
+            slots = self._slots[loop] = asyncio.Semaphore(self._calls)
+        return slots
 
 
 async def run_in_thread(function: Callable[[], T], *, timeout_s: float | None = None) -> T:
@@ -38,7 +51,7 @@ async def run_in_thread(function: Callable[[], T], *, timeout_s: float | None = 
     whatever the function raises.
     """
     loop = asyncio.get_running_loop()
-    async with _slots(loop):
+    async with _limit.slot():
         call = _Call(function, loop)
         _start(call)
         timer = None if timeout_s is None else loop.call_later(timeout_s, call.time_out)
@@ -48,7 +61,6 @@ async def run_in_thread(function: Callable[[], T], *, timeout_s: float | None = 
             if timer is not None:
                 timer.cancel()
     if call.timed_out:
-        _logger.warning("a call still runs in its thread after its %g s: %r", timeout_s, function)
         raise TimedOut(f"no result after {timeout_s:g} s")
     if error is not None:
         raise error
@@ -88,16 +100,7 @@ class _Call(Generic[T]):
 
 
 _idle: deque[SimpleQueue[_Call[Any]]] = deque()
-_slots_by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
-    WeakKeyDictionary()
-)
-
-
-def _slots(loop: asyncio.AbstractEventLoop) -> asyncio.Semaphore:
-    slots = _slots_by_loop.get(loop)
-    if slots is None:
-        slots = _slots_by_loop[loop] = asyncio.Semaphore(MAX_THREADS)
-    return slots
+_limit = LoopLimit(MAX_THREADS)
 
 
 def _start(call: _Call[Any]) -> None:

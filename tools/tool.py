@@ -31,6 +31,9 @@ class Tool(Generic[P, R]):
     in a process that is killed at its timeout and may take `memory_mb` beyond what it has at start.
     """
 
+    __name__: str
+    __qualname__: str
+
     def __init__(
         self,
         function: Callable[P, R],
@@ -56,7 +59,9 @@ class Tool(Generic[P, R]):
         self.timeout_s = timeout_s
         self.isolated = isolated
         self.memory_mb = memory_mb
-        self.is_async = inspect.iscoroutinefunction(function)
+        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(type(function), "__call__", None)  # noqa: B004
+        )
         self._check()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -92,12 +92,12 @@ class Session:
 
 def limits_of(config: StageConfig) -> Limits:
     """The bounds of an episode that a configuration sets."""
-    return Limits(max_turns=config.max_turns, max_total_tokens=config.context_length)
+    return Limits(max_turns=config.max_turns)
 
 
 def make_env(config: Any, split: str) -> Callable[[], envs.Env]:
     """A function that makes the configured environment with its tasks of `split`."""
-    return lambda: envs.make(config.env, split=split, **config.env_args).unwrapped
+    return lambda: envs.make(config.env, split=split, **config.env_args)
 
 
 def tasks_of(config: Any, split: str) -> Sequence[Task]:

@@ -137,7 +137,9 @@ async def _sample_groups(
         ):
             groups.setdefault(episode.task.id, []).append(episode)
     # In task and attempt order, whichever finished first: the same seed trains the same batch.
-    return [sorted(groups[task_id], key=lambda e: e.id) for task_id in sorted(groups)]
+    return [
+        sorted(groups[task_id], key=lambda e: (e.sample, e.attempt)) for task_id in sorted(groups)
+    ]
 
 
 def _rows(

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from palestra.tools.output import one_line
 from palestra.tools.state import State
-from palestra.tools.threads import TimedOut, run_in_thread
+from palestra.tools.threads import run_in_thread
+from palestra.tools.trouble import TimedOut, one_line
 from palestra.types import Failure, Message, Score, Task, Unscorable
 
 # What a verifier may ask for by parameter name. `reply` is the text of the last assistant message,

@@ -63,7 +63,7 @@ RL = (
     Plot(
         title="Completion length",
         keys={"completion_tokens_mean": "sampled tokens"},
-        unit="tokens per episode",
+        unit="per episode",
     ),
     Plot(title="Turns", keys={"turns_mean": "turns"}, unit="per episode"),
     Plot(

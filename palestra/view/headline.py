@@ -64,7 +64,7 @@ def _env_id(run: RunFiles) -> str:
         if isinstance(table, Mapping):
             for key in ("env_id", "env"):
                 if isinstance(name := table.get(key), str):
-                    return visible(name, 200)
+                    return visible(name, 80)
     return run.name
 
 
@@ -87,7 +87,7 @@ def _measures_so_far(rows: Sequence[Row]) -> list[Measure]:
     evaluations = [row for row in rows if finite(row.get("heldout")) is not None]
     return [
         Measure(
-            label=f"step {row['step']:,g}",
+            label=f"at step {row['step']:,g}",
             value=finite(row["heldout"]) or 0.0,
             low=finite(row.get("heldout_low")),
             high=finite(row.get("heldout_high")),
@@ -168,7 +168,9 @@ def _alarms(masked: Masked, metrics: Mapping[str, Sequence[Row]]) -> list[str]:
             isinstance(row.get("loss"), float) and finite(row["loss"]) is None for row in rows
         )
         if bad:
-            alarms.append(f"The {stage.upper()} loss was not a finite number at {bad} steps.")
+            alarms.append(
+                f"The {stage.upper()} loss was not a finite number at {bad} of {len(rows)} steps."
+            )
     return [visible(alarm) for alarm in alarms]
 
 

@@ -42,18 +42,16 @@ def masked_episodes(rows: Sequence[Row], group_size: float | None) -> Masked:
 
 
 def group_size(config: Mapping[str, Any]) -> float | None:
-    """The first `group_size` anywhere in the configuration."""
-    for key, value in config.items():
-        if key == "group_size":
-            return finite(value)
-        if isinstance(value, Mapping) and (found := group_size(value)):
-            return found
+    """The configuration's `group_size`, at its top or in one of its tables."""
+    for table in (config, *config.values()):
+        if isinstance(table, Mapping) and (size := finite(table.get("group_size"))) is not None:
+            return size
     return None
 
 
 def _count(rows: Sequence[Row], group_size: float | None) -> tuple[float, float | None]:
     masked = sum(
-        finite(count) or 0.0
+        max(finite(count) or 0.0, 0.0)
         for row in rows
         if isinstance(causes := row.get("masked"), dict)
         for count in causes.values()
@@ -66,7 +64,7 @@ def _count(rows: Sequence[Row], group_size: float | None) -> tuple[float, float 
             if kept is None or group_size is None:
                 return masked, None
             number = (kept + (dropped or 0.0)) * group_size
-        episodes += number
+        episodes += max(number, 0.0)
     return masked, episodes
 
 

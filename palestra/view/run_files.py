@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from palestra.view.visible import visible, visible_value
 
 Row = dict[str, Any]
+LARGEST = 1e100  # sums and products of numbers below it stay finite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,14 +76,10 @@ def parse_line(line: bytes) -> Row | None:
 
 
 def finite(value: Any) -> float | None:
-    """A number that can be drawn, or None: not NaN, infinite, boolean or anything else."""
+    """A number that can be drawn, or None: not NaN, boolean, absurdly large or anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    return float(value) if -LARGEST < value < LARGEST else None  # also None for NaN
 
 
 def flat_rows(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -127,5 +123,5 @@ def _metrics(path: Path, notices: list[str]) -> dict[str, list[Row]]:
             continue
         by_step.setdefault(str(row.get("stage", "rl")), {})[step] = row
     if unreadable:
-        notices.append(f"{unreadable} unreadable lines of metrics.jsonl were left out.")
+        notices.append(f"Unreadable lines of metrics.jsonl left out: {unreadable}.")
     return {stage: [rows[step] for step in sorted(rows)] for stage, rows in by_step.items()}

@@ -85,7 +85,7 @@ def read_transcripts(path: Path, budget: int = BUDGET_CHARS) -> Transcripts:
     advantages = (abs(t[4] or 0.0) for e in episodes for t in e.tokens if len(t) > 4)
     notices = []
     if unreadable:
-        notices.append(f"{unreadable} unreadable lines of transcripts.jsonl were left out.")
+        notices.append(f"Unreadable lines of transcripts.jsonl left out: {unreadable}.")
     if len(episodes) < total:
         notices.append(f"{len(episodes):,} of {total:,} transcripts are shown, to keep this small.")
     return Transcripts(

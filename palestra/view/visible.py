@@ -16,29 +16,25 @@ FIELD_CHARS = 4000
 def visible(text: str, limit: int = FIELD_CHARS) -> str:
     """The text with invisible characters spelled out and everything beyond `limit` left out.
 
-    Newlines and tabs stay. Other control characters become control pictures; bidirectional
-    overrides, zero-width and unassigned characters and lone surrogates become their numbers:
+    Newlines and tabs stay. Other control characters, bidirectional overrides, zero-width and
+    unassigned characters and lone surrogates become their numbers:
 
     >>> visible("a\\x00b\\u202ec")
-    'a␀b⟨U+202E⟩c'
+    'a⟨U+0000⟩b⟨U+202E⟩c'
     """
     cut = len(text) - limit
     if cut > 0:
         text = text[:limit]
     if not text.isprintable():
-        text = "".join(c if c.isprintable() or c in "\n\t" else _spelled(c) for c in text)
+        text = "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in text)
     return f"{text}⟨… {cut:,} more characters⟩" if cut > 0 else text
 
 
 def visible_value(value: Any, limit: int = FIELD_CHARS) -> str:
     """Any JSON or TOML value as visible text."""
     if not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False, default=str)
+        try:
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        except RecursionError:
+            value = "⟨nested too deeply to show⟩"
     return visible(value, limit)
-
-
-def _spelled(character: str) -> str:
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from typing import Any
 
 import pytest
@@ -160,9 +161,12 @@ def test_an_environment_goes_on_in_a_forked_child_and_in_the_parent() -> None:
     env = Echo()
     env.reset(seed=1)
     parent_end, child_end = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():  # Python 3.12 warns of forks in processes with threads
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
         answer = b"failed"
+        signal.alarm(20)  # rather than hang
         try:
             env.reset(seed=1)
             answer = str(env.step("bye")[1]).encode()
@@ -198,7 +202,10 @@ def test_a_process_that_leaves_an_environment_open_exits_at_once_and_quietly() -
         "envs.reset(seed=1); envs.step(('1', '2'))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, timeout=30, check=False
+        [sys.executable, "-P", "-W", "error", "-c", script],
+        capture_output=True,
+        timeout=30,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 

@@ -114,6 +114,12 @@ def test_an_id_that_is_taken_is_refused_unless_forced() -> None:
     assert envs.list().count("palestra/TestTaken-v0") == 1
 
 
+def test_an_argument_that_an_environment_does_not_take_is_named_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"unexpected keyword argument 'max_turn'$") as error:
+        palestra.make("TestAdd-v0", max_turn=3)
+    assert "\n" not in str(error.value)
+
+
 def test_a_namespace_of_ones_own_is_kept() -> None:
     palestra.register("acme/TestSum-v0", "palestra.envs:ToolEnv", **ADD, max_episode_steps=3)
     assert "acme/TestSum-v0" in envs.list()
@@ -130,7 +136,7 @@ def test_environments_of_one_id_share_their_tasks_and_tools() -> None:
 
 
 def test_something_else_than_an_env_is_named() -> None:
-    palestra.register("TestCartPole-v0", "gymnasium.envs.classic_control:CartPoleEnv")  # type: ignore[arg-type]
+    palestra.register("TestCartPole-v0", "gymnasium.envs.classic_control:CartPoleEnv")
     try:
         with pytest.raises(ValueError, match="is a CartPoleEnv, not a palestra environment"):
             palestra.make("TestCartPole-v0")
@@ -152,7 +158,7 @@ class SumEnv(ToolEnv):
 def run_python(script: str, *paths: Path) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:acme", "-c", script],
+        [sys.executable, "-P", "-W", "error::UserWarning:acme", "-c", script],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 
 from palestra.envs import Chat, Reply
 
-HELLO = ({"role": "user", "content": "hello"},)
+EMPTY: Any = ()
+HELLO: Any = ({"role": "user", "content": "hello"},)
 
 
 def test_samples_lie_in_their_space() -> None:
@@ -95,7 +96,7 @@ def test_batches_are_tuples_that_iterate_by_environment() -> None:
     batched = batch_space(Reply(seed=0), 3)
     assert isinstance(batched, Tuple)
     assert list(iterate(batched, ("one", "two", "three"))) == ["one", "two", "three"]
-    empty = create_empty_array(Chat(), n=2)
+    empty: Any = create_empty_array(Chat(), n=2)
     assert concatenate(Chat(), [HELLO, ()], empty) == (HELLO, ())
     assert len(set(batch_space(Reply(seed=0), 8).sample())) > 4  # seeded differently
 
@@ -112,7 +113,8 @@ def test_spaces_of_equal_size_can_be_batched_as_different_ones() -> None:
 
 def shared(max_bytes: int = 1000, n: int = 2) -> tuple[Chat, Any, Any]:
     space = Chat(max_bytes=max_bytes)
-    memory = create_shared_memory(space, n=n, ctx=multiprocessing.get_context())
+    context: Any = multiprocessing.get_context()
+    memory = create_shared_memory(space, n=n, ctx=context)
     return space, memory, read_from_shared_memory(space, memory, n=n)
 
 
@@ -121,7 +123,7 @@ def test_a_view_read_once_shows_what_is_written_later() -> None:
     assert copy.deepcopy(view) == ((), ())
     write_to_shared_memory(space, 1, HELLO, memory)
     first = copy.deepcopy(view)
-    write_to_shared_memory(space, 1, (), memory)
+    write_to_shared_memory(space, 1, EMPTY, memory)
     write_to_shared_memory(space, 0, HELLO * 2, memory)
     assert first == ((), HELLO)  # a copy keeps its value
     assert copy.deepcopy(view) == copy.copy(view) == (HELLO * 2, ())
@@ -135,21 +137,22 @@ def test_a_view_read_once_shows_what_is_written_later() -> None:
 
 def test_an_observation_that_does_not_fit_is_refused_with_the_remedy() -> None:
     space, memory, _ = shared(max_bytes=100)
+    long: Any = ({"role": "user", "content": "x" * 100},)
     with pytest.raises(
         ValueError,
         match=r"an observation of \d{3} bytes does not fit into Chat\(max_bytes=100\); "
         r"give the environment observation_space = Chat\(max_bytes=\d+\)",
     ):
-        write_to_shared_memory(space, 0, ({"role": "user", "content": "x" * 100},), memory)
+        write_to_shared_memory(space, 0, long, memory)
 
 
 def test_a_chat_of_exactly_the_size_fits_and_spares_its_neighbours() -> None:
-    chat = ({"role": "user", "content": "x" * 50},)
+    chat: Any = ({"role": "user", "content": "x" * 50},)
     size = len(pickle.dumps(chat, protocol=pickle.HIGHEST_PROTOCOL))
     space, memory, view = shared(max_bytes=size, n=3)
     for index in (1, 0, 2):
         write_to_shared_memory(space, index, chat, memory)
-    write_to_shared_memory(space, 1, (), memory)
+    write_to_shared_memory(space, 1, EMPTY, memory)
     assert copy.deepcopy(view) == (chat, (), chat)
 
 

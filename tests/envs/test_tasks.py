@@ -149,7 +149,7 @@ def test_generator_functions_are_given_split_and_seed() -> None:
 
 
 def test_an_endless_generator_needs_a_limit() -> None:
-    with pytest.raises(ValueError, match=r"endless gave more than 200000 tasks; .* limit="):
+    with pytest.raises(ValueError, match=r"endless gave more than 100000 tasks; .* limit="):
         TaskSet.load(endless)
 
 

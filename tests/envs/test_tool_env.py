@@ -225,6 +225,8 @@ def nothing(reply: str, mood: str) -> float:
         ({"tools": [add, add]}, 'two tools are called "add"'),
         ({"max_turns": 0}, "max_turns must be at least 1, got 0"),
         ({"max_tool_calls_per_turn": -1}, "max_tool_calls_per_turn must be at least 1, got -1"),
+        ({"verifier_timeout_s": 0}, "verifier_timeout_s must be positive, got 0"),
+        ({"tools": [note]}, 'tool "note" needs a Notes: pass state=Notes'),
         ({"task_limit": 0}, "limit must be at least 1, got 0"),
         ({"tasks": []}, "no tasks"),
         ({"tasks": {"test": ROWS}}, 'no split "train"'),

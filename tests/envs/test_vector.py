@@ -16,6 +16,9 @@ from palestra.tools import calculator, tool
 from palestra.types import Outcome
 from palestra.verifiers import number
 
+# Python 3.12 warns of forks in processes with threads, and Gymnasium forks its workers.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
 
 @tool
 def write(length: int) -> str:

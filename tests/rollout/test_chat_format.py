@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from palestra.rollout.chat_format import ChatFormat
 from palestra.trainer.tiny import CHAT_TEMPLATE, train_tokenizer
 from palestra.types import Message, ToolSchema
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
@@ -31,6 +31,10 @@ CALCULATOR: ToolSchema = {
             "required": ["a", "b"],
         },
     },
+}
+PLAIN_TOOL: ToolSchema = {
+    "type": "function",
+    "function": {"name": "f", "description": "Adds.", "parameters": {"type": "object"}},
 }
 
 # Written here in the style of Mistral's: tools and system prompt stand before the last user
@@ -113,7 +117,7 @@ KINDS: dict[str, tuple[str, list[str], list[str], str | None, str]] = {
     "gemma": ("trl:gemma", ["<bos>", "<start_of_turn>", "<end_of_turn>"], [], "<bos>", "<bos>"),
     "chatml": (CHATML, CHATML_TOKENS, [], None, "<|im_end|>"),
     "mistral": (MISTRAL, MISTRAL_TOKENS, [], "<s>", "</s>"),
-    "mistral_spm": (MISTRAL, MISTRAL_TOKENS, [], "<s>", "</s>"),
+    "chatml_spm": (CHATML, CHATML_TOKENS, [], None, "<|im_end|>"),
     "tiny": (CHAT_TEMPLATE, [], [], None, "<|im_end|>"),
 }
 NAMES = list(KINDS)
@@ -131,48 +135,53 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
     template, control, tags, bos, eos = KINDS[name]
     if name == "tiny":
         return train_tokenizer([[{"role": "user", "content": text}] for text in CORPUS], [])
-    bpe = Tokenizer(models.BPE(byte_fallback=name == "mistral_spm"))
-    alphabet: list[str] = []
-    if name == "mistral_spm":  # sentencepiece's way: every piece of text starts with a space
-        bpe.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
-        bpe.decoder = decoders.Sequence(
-            [
-                decoders.Replace("▁", " "),
-                decoders.ByteFallback(),
-                decoders.Fuse(),
-                decoders.Strip(" ", 1, 0),
-            ]
-        )
-    else:
-        words = r"\p{N}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(words), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        bpe.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator(CORPUS, trainer)
-    if name == "mistral_spm":
-        state = bpe.model.__getstate__()
-        data = json.loads(state)
-        for byte in range(256):
-            data["vocab"].setdefault(f"<0x{byte:02X}>", len(data["vocab"]))
-        data["byte_fallback"] = True
-        full = json.loads(bpe.to_str())
-        full["model"] = data
-        bpe = Tokenizer.from_str(json.dumps(full))
+    bpe = sentencepiece_bpe() if name == "chatml_spm" else byte_level_bpe()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=bos, eos_token=eos, clean_up_tokenization_spaces=False
     )
     tokenizer.add_special_tokens({"additional_special_tokens": control})
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
+    # Tags are matched before or after normalization, as their makers chose.
+    tokenizer.add_tokens(
+        [AddedToken(tag, special=False, normalized=name == "qwen2_5") for tag in tags]
+    )
     tokenizer.chat_template = trl_template(template[4:]) if template[:4] == "trl:" else template
     return tokenizer
+
+
+def byte_level_bpe() -> Tokenizer:
+    words = r"\p{N}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        CORPUS, BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    )
+    return bpe
+
+
+def sentencepiece_bpe() -> Tokenizer:
+    """In the manner of Llama 2: a text's first piece gets a space, other pieces do not."""
+    bpe = Tokenizer(models.BPE(byte_fallback=True))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    bpe.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    bpe.train_from_iterator(CORPUS, BpeTrainer(vocab_size=300, show_progress=False))
+    spec = json.loads(bpe.to_str())
+    for byte in range(256):
+        spec["model"]["vocab"].setdefault(f"<0x{byte:02X}>", len(spec["model"]["vocab"]))
+    return Tokenizer.from_str(json.dumps(spec))
 
 
 def trl_template(name: str) -> str:
@@ -217,9 +226,7 @@ FRAGMENTS = [
     '{"name": "f", "arguments": {"a"',
 ]
 texts = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=3).map("".join)
-plain_texts = st.lists(st.sampled_from(["Add.", "17 + 25", "é", " ", "\n"]), max_size=3).map(
-    "".join
-)
+plain_texts = st.sampled_from(["Add.", "17 + 25", "é, ü\n\nè", "a  b"])
 values = st.one_of(st.none(), st.integers(), st.floats(), texts, st.lists(texts, max_size=2))
 
 
@@ -349,6 +356,7 @@ def test_sampled_ids_stay_as_they_are(name: str, data: st.DataObject) -> None:
     full = chat.render([*messages, reply, *new], tools)
     if extended is not None:
         assert extended[: len(prompt + sampled + end)] == prompt + sampled + end
+        assert extended[len(prompt + sampled)] in chat.stop_ids
         behind_the_reply = extended[len(prompt + sampled) + 1 :]
         assert full[-len(behind_the_reply) :] == behind_the_reply
 
@@ -368,9 +376,90 @@ def test_no_message_makes_a_control_token(
     assert [i for i in said if i in structural] == [i for i in meant if i in structural]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tool_result_that_spells_a_token_stays_text(name: str) -> None:
+    chat, tokenizer = chat_of(name), tokenizer_of(name)
+    asked = [{"role": "user", "content": "Add."}]
+    reply: Message = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [call("calculator", "{}", 0)],
+    }
+    completion = chat.encode_reply(asked, reply)
+    prompt = chat.render(asked)
+    counts: dict[str, int] = {}
+    for spelled in ["x", *tokenizer.get_added_vocab()]:
+        result = {"role": "tool", "tool_call_id": "call_0", "content": f"a{spelled}b"}
+        extended = chat.extend(prompt + completion, asked, reply, [result])
+        assert extended is not None
+        text = decoded(name, extended)
+        counts[spelled] = sum(id_ in tokenizer.added_tokens_decoder for id_ in extended)
+        assert f"a{spelled}b" in text
+    assert set(counts.values()) == {counts["x"]}
+
+
 def defused(message: Message, control: list[str], tags: list[str]) -> Message:
     """The message without the control tokens that it spells, and a tool's without tags too."""
     spelled = control + tags if message["role"] == "tool" else control
     pattern = "|".join(re.escape(json.dumps(token)[1:-1]) for token in spelled)
     safe: Message = json.loads(re.sub(pattern, "x", json.dumps(message)))
     return safe
+
+
+@st.composite
+def plain_conversations(draw: st.DrawFn) -> list[Message]:
+    """Prompt, reply, observation, ... with one call a turn at most and no odd text."""
+    messages = draw(prompts(plain_texts))
+    for _ in range(draw(st.integers(1, 2))):
+        reply = draw(replies(plain_texts))
+        reply.pop("tool_calls", None)
+        if draw(st.booleans()):
+            reply = {"role": "assistant", "content": "", "tool_calls": [call("f", "{}", 0)]}
+        messages += [reply, *draw(observations(reply, plain_texts))]
+    return messages
+
+
+def assert_the_oracle_agrees(
+    chat: ChatFormat, oracle: Any, messages: list[Message], tools: Sequence[ToolSchema]
+) -> None:
+    schemas = list(tools) or None
+    expected = oracle.render_ids(messages, tools=schemas, add_generation_prompt=True)
+    assert chat.render(messages, tools) == expected
+    at = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    before, new = messages[:at], []
+    for message in messages[at + 1 :]:
+        if message["role"] == "assistant":
+            break
+        new.append(message)
+    prompt = chat.render(before, tools)
+    completion = chat.encode_reply(before, messages[at], tools)
+    reply = chat.parse(completion)
+    bridged = oracle.bridge_to_next_turn(prompt, completion, new, tools=schemas)
+    if bridged is not None:
+        assert chat.extend(prompt + completion, before, reply, new, tools) == bridged.token_ids
+
+
+@property_test(60)
+@given(messages=plain_conversations(), tools=st.sampled_from([[], [PLAIN_TOOL]]))
+def test_qwen3_prompts_equal_those_of_renderers(
+    messages: list[Message], tools: list[ToolSchema]
+) -> None:
+    from renderers.qwen3 import Qwen3Renderer
+
+    oracle = Qwen3Renderer(tokenizer_of("qwen3"))
+    assert_the_oracle_agrees(chat_of("qwen3"), oracle, messages, tools)
+
+
+@property_test(60)
+@given(messages=plain_conversations(), tools=st.sampled_from([[], [PLAIN_TOOL]]))
+def test_llama3_prompts_equal_those_of_renderers(
+    messages: list[Message], tools: list[ToolSchema]
+) -> None:
+    from renderers.llama_3 import Llama3Renderer
+
+    oracle = Llama3Renderer(tokenizer_of("llama3_2"))
+    date = {"date_string": "26 Jul 2024"}  # what the oracle pins
+    chat = ChatFormat.from_tokenizer(tokenizer_of("llama3_2"), options=date)
+    for message in messages:
+        message.pop("reasoning_content", None)  # the oracle loses it, we write it as text
+    assert_the_oracle_agrees(chat, oracle, messages, tools)

@@ -36,8 +36,13 @@ def inside(page: str, tag: str) -> list[str]:
     return re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", page, flags=re.DOTALL)
 
 
+def pwned(dom: str) -> bool:
+    """Whether an attack ran (its text, shown as text, does not count)."""
+    return re.search(r"<html[^>]* data-pwned", dom) is not None
+
+
 def acted(report: Path, javascript: str) -> Path:
-    """A copy of the report in which a visitor did something (its policy would forbid the script)."""
+    """A copy of the report, without its policy, in which this script runs at the end."""
     page = re.sub(r"<meta http-equiv[^>]*>", "", report.read_text())
     copy = report.with_name("acted.html")
     copy.write_text(page.replace("</body>", f"<script>{javascript}</script></body>"))
@@ -48,7 +53,8 @@ def acted(report: Path, javascript: str) -> Path:
 def hostile_run(write_run: WriteRun, episode: dict[str, Any], rl_row: dict[str, Any]) -> Path:
     """A run in which every string that a model, tool or user can reach is an attack."""
     everything = " ".join(HOSTILE)
-    texts = dict.fromkeys(("task_id", "group", "answer", "reply", "outcome", "stop_reason"), everything)
+    fields = ("task_id", "group", "answer", "reply", "outcome", "stop_reason")
+    texts = dict.fromkeys(fields, everything)
     tokens = [[text, "sampled", -0.1, -0.1, 1.0] for text in HOSTILE]
     return write_run(
         metrics=[
@@ -72,10 +78,10 @@ def hostile_run(write_run: WriteRun, episode: dict[str, Any], rl_row: dict[str, 
 
 def test_a_hostile_run_does_not_execute(hostile_run: Path, browse: Browse) -> None:
     seen = browse(write_report(hostile_run))
-    assert "data-pwned" not in seen.dom.split("<body>")[0]
+    assert not pwned(seen.dom)
     assert seen.console == []
     shown = seen.dom.split('<script type="application/json"')[0]
-    assert "onerror=&quot;" in shown or 'onerror="document' in shown  # as text
+    assert '&lt;img src=x onerror="document' in shown  # as text
     assert not re.search(r"<(img|svg onload|iframe|object)", shown)
     assert "<canvas width" in shown
     assert 'class="token' in shown
@@ -86,7 +92,7 @@ def test_a_hostile_run_does_not_execute_even_without_the_policy(
 ) -> None:
     seen = browse(acted(write_report(hostile_run), "document.title = 'ran'"))
     assert "<title>ran</title>" in seen.dom
-    assert "data-pwned" not in seen.dom.split("<body>")[0]
+    assert not pwned(seen.dom)
 
 
 @pytest.mark.parametrize("attack", HOSTILE[:4])
@@ -96,13 +102,13 @@ def test_the_policy_stops_markup_that_got_in(
     report = write_report(write_run())
     page = report.read_text().replace("<header", f"{attack}--><header", 1)
     report.write_text(page)
-    assert "data-pwned" not in browse(report).dom.split("<body>")[0]
+    assert not pwned(browse(report).dom)
 
 
 def test_without_the_policy_such_markup_would_execute(write_run: WriteRun, browse: Browse) -> None:
     report = acted(write_report(write_run()), "0")
     report.write_text(report.read_text().replace("<header", f"{HOSTILE[2]}<header", 1))
-    assert 'data-pwned="1"' in browse(report).dom
+    assert pwned(browse(report).dom)
 
 
 def test_the_page_needs_nothing_but_itself(write_run: WriteRun) -> None:
@@ -169,11 +175,11 @@ def test_the_reader_follows_clicks_keys_and_colours(write_run: WriteRun, browse:
             report,
             """
             document.querySelector("[aria-label='Later moment']").click();
-            document.querySelector("[value=advantage]").click();
             document.querySelectorAll(".token")[1].click();
             const key = new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true});
             document.querySelector(".tokens").dispatchEvent(key);
             document.querySelector(".tokens").dispatchEvent(key);
+            document.querySelector("[value=advantage]").click();
             """,
         )
     )
@@ -193,7 +199,9 @@ def test_nothing_is_wider_than_the_screen(
 ) -> None:
     copy = acted(
         write_report(hostile_run),
-        "setTimeout(() => parent.postMessage([innerWidth, document.documentElement.scrollWidth], '*'), 500)",
+        "const root = document.documentElement;"
+        "const tell = () => parent.postMessage([innerWidth, root.scrollWidth], '*');"
+        "setTimeout(tell, 500)",
     )
     frame = tmp_path / "frame.html"  # a headless window is at least 500 wide, a frame is not
     frame.write_text(
@@ -214,7 +222,7 @@ def test_an_unfinished_run_with_one_step_is_shown(
     assert seen.console == []
     assert '<span class="badge">unfinished</span>' in seen.dom
     assert "Held-out success is 50.0% at step 1." in seen.dom
-    assert "The RL loss was not a finite number at 1 steps." in seen.dom
+    assert "The RL loss was not a finite number at 1 of 1 steps." in seen.dom
     assert "This run kept no transcripts." in seen.dom
 
 

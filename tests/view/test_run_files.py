@@ -31,7 +31,7 @@ def test_an_unreadable_line_in_the_middle_is_told(write_run: WriteRun) -> None:
     (run / "metrics.jsonl").write_text(f'{{"torn": \n[1]\n{{"step": "one"}}\n{deep}\n' + text)
     files = read_run(run)
     assert len(files.metrics["rl"]) == 5
-    assert files.notices == ["4 unreadable lines of metrics.jsonl were left out."]
+    assert files.notices == ["Unreadable lines of metrics.jsonl left out: 4."]
 
 
 def test_a_repeated_step_counts_once_and_its_last_row_holds(write_run: WriteRun) -> None:
@@ -81,7 +81,7 @@ def test_nested_tables_become_dotted_rows() -> None:
 
 
 def test_what_cannot_be_seen_is_spelled_out() -> None:
-    assert visible("a\x00b\x1b\r\x7f") == "a␀b␛␍␡"
+    assert visible("a\x00b\x1b\r\x7f") == "a⟨U+0000⟩b⟨U+001B⟩⟨U+000D⟩⟨U+007F⟩"
     assert visible("\u202eevil\u2066\u200b\ufeff") == "⟨U+202E⟩evil⟨U+2066⟩⟨U+200B⟩⟨U+FEFF⟩"
     assert visible("\ud800\u2028\U000e0041") == "⟨U+D800⟩⟨U+2028⟩⟨U+E0041⟩"
     assert visible("naïve 数\n\t😀") == "naïve 数\n\t😀"

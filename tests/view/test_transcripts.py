@@ -78,7 +78,7 @@ def test_what_is_not_a_transcript_is_left_out_and_told(
         file.write("no json\n" + json.dumps(episode)[:50])
     found = read(run)
     assert len(found.episodes) == 1
-    assert found.notices == ["5 unreadable lines of transcripts.jsonl were left out."]
+    assert found.notices == ["Unreadable lines of transcripts.jsonl left out: 5."]
 
 
 def test_odd_values_are_shown_as_text(write_run: WriteRun, episode: dict[str, Any]) -> None:

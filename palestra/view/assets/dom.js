@@ -40,7 +40,7 @@ const percent = (share) => `${(share * 100).toFixed(1)}%`;
 
 function table(rows, caption) {
   const body = rows.map(([key, value]) =>
-    el("tr", {}, el("th", { scope: "row" }, key), el("td", {}, value)),
+    el("tr", {}, el("th", { scope: "row" }, key), el("td", {}, el("div", {}, value))),
   );
   return el("table", { class: "pairs" }, el("caption", {}, caption), el("tbody", {}, ...body));
 }

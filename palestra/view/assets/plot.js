@@ -98,7 +98,7 @@ function yRange(chart) {
 
 function logRange(_, low, high) {
   if (low === null) return [0.1, 1];
-  const [bottom, top] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
+  const [bottom, top] = [Math.floor(Math.log10(low) - 0.05), Math.ceil(Math.log10(high) + 0.05)];
   return [10 ** bottom, 10 ** (top > bottom ? top : bottom + 1)];
 }
 

@@ -4,7 +4,8 @@ const PRINT_WIDTHS = { wide: 330, narrow: 214 };
 
 function drawTraining(mount, groups) {
   const drawings = [];
-  for (const group of groups) {
+  groups.forEach((group, index) => {
+    group.key = `group ${index}`; // uPlot looks this up in a plain object: never a name from the run
     mount.append(el("h3", {}, group.title));
     if (group.note) mount.append(el("p", { class: "about" }, group.note));
     mount.append(grid(group, group.charts, drawings));
@@ -13,7 +14,7 @@ function drawTraining(mount, groups) {
       mount.append(el("details", {}, el("summary", {}, "Other metrics"), more));
     }
     if (group.steps.length) mount.append(figures(group));
-  }
+  });
   if (!groups.length) mount.append(el("p", { class: "about" }, "No step has been logged yet."));
   keepDrawn(drawings);
 }
@@ -38,7 +39,7 @@ function keepDrawn(drawings) {
     if (!width || (!force && width === drawing.width)) return;
     drawing.width = width;
     drawing.plot?.destroy();
-    drawing.plot = draw(drawing.parts, drawing.chart, drawing.group.steps, drawing.group.title, width, wide ? 210 : 170);
+    drawing.plot = draw(drawing.parts, drawing.chart, drawing.group.steps, drawing.group.key, width, wide ? 210 : 170);
   };
   const redrawAll = () => drawings.forEach((drawing) => redraw(drawing, true));
   const observer = new ResizeObserver((entries) => {

@@ -8,7 +8,7 @@ function drawTranscripts(mount, data) {
     mount.append(el("p", { class: "about" }, "This run kept no transcripts."));
     return;
   }
-  const state = { colouring: "role", spaces: false, episode: null };
+  const state = { colouring: "role", spaces: false, episode: null, pinned: -1 };
   const moment = el("select", { id: "moment" });
   data.moments.forEach((name, index) => {
     const count = data.episodes.filter((episode) => episode.moment === index).length;
@@ -17,6 +17,7 @@ function drawTranscripts(mount, data) {
   const list = el("ol", { class: "episodes", "aria-label": "Episodes" });
   const reader = el("div", { class: "reader" });
   const show = (episode) => {
+    if (state.episode !== episode) state.pinned = -1;
     state.episode = episode;
     for (const item of list.children) item.firstChild.toggleAttribute("data-current", item.episode === episode);
     reader.replaceChildren(...readerOf(episode, state, data));
@@ -130,14 +131,14 @@ function tokenText(episode, state, data, detail) {
     box.append(el("div", { class: `block ${role}` }, el("div", { class: "who" }, ROLE_NAMES[role]), text));
     start = end;
   }
-  let pinned = tokens.findIndex((token) => token.role === "sampled");
+  let pinned = state.pinned < 0 ? tokens.findIndex((token) => token.role === "sampled") : state.pinned;
   const tell = (index) => {
     const rows = index < 0 ? [] : knowledge(tokens[index], index);
     detail.replaceChildren(...rows.map(([name, value, note]) => el("div", {}, el("dt", {}, name), el("dd", {}, value, note ? el("small", {}, note) : ""))));
   };
   const pin = (index) => {
     nodes[pinned]?.removeAttribute("data-pinned");
-    pinned = index;
+    state.pinned = pinned = index;
     nodes[pinned]?.setAttribute("data-pinned", "");
     tell(pinned);
   };
