@@ -35,12 +35,12 @@ RUN /opt/build/bin/python -m build --wheel --no-isolation --outdir /wheels
 
 FROM base AS installed
 ARG TORCH_ARGS=""
-COPY constraints.txt /tmp/constraints.txt
+COPY constraints.txt /opt/constraints.txt
 RUN python3 -m venv /opt/palestra \
-    && /opt/palestra/bin/pip install ${TORCH_ARGS} "$(grep -E '^torch==' /tmp/constraints.txt)"
-COPY --from=wheel /wheels /tmp/wheels
-RUN /opt/palestra/bin/pip install -c /tmp/constraints.txt \
-    "$(ls /tmp/wheels/*.whl)[serve,train]"
+    && /opt/palestra/bin/pip install ${TORCH_ARGS} "$(grep -E '^torch==' /opt/constraints.txt)"
+COPY --from=wheel /wheels /opt/wheels
+RUN /opt/palestra/bin/pip install -c /opt/constraints.txt \
+    "$(ls /opt/wheels/*.whl)[serve,train]"
 
 FROM base AS serve
 COPY --from=installed /opt/palestra /opt/palestra

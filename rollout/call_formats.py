@@ -20,6 +20,7 @@ MISTRAL_CALLS = "[TOOL_CALLS]"
 MISTRAL_ARGUMENTS = "[ARGS]"
 _LLAMA_PYTHON = "<|python_tag|>"
 _LLAMA_ATTEMPT = re.compile(r'\{\s*"(?:name|type)"\s*:')
+_MISTRAL_ID = re.compile(r"[A-Za-z0-9]{9}")
 _JSON = json.JSONDecoder()
 
 
@@ -48,18 +49,18 @@ def announce(tools: Sequence[ToolSchema]) -> str:
     )
 
 
-def split_thinking(text: str) -> tuple[str | None, str]:
-    """The reasoning of a leading <think> block, unclosed ones included, and what follows it."""
+def split_thinking(text: str) -> tuple[str, str]:
+    """The reasoning in a leading <think> block, closed or not, and the text behind it."""
     start = text.lstrip()
     if not start.startswith("<think>"):
-        return None, text
+        return "", text
     reasoning, _, rest = start.removeprefix("<think>").partition("</think>")
     return reasoning.strip(), rest
 
 
 def call_entry(index: int, name: str, arguments: str, **extra: str) -> dict[str, Any]:
     """One entry of `tool_calls` in OpenAI form."""
-    function = {"name": name, "arguments": arguments}
+    function = {"name": _encodable(name), "arguments": _encodable(arguments)}
     return {"id": f"call_{index}", "type": "function", "function": function, **extra}
 
 
@@ -80,7 +81,7 @@ def _read_llama3(text: str) -> Message:
     if not (attempted or _LLAMA_ATTEMPT.match(body)):
         return _message(reasoning, body, [])
     found, end = _json_sequence(body)
-    if end == len(body) and all(_is_call(item, "parameters") for item in found):
+    if found and end == len(body) and all(_is_call(item, "parameters") for item in found):
         calls = [
             call_entry(i, item["name"], _arguments(item, "parameters"))
             for i, item in enumerate(found)
@@ -91,11 +92,16 @@ def _read_llama3(text: str) -> Message:
 
 def _write_llama3(calls: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(
-        call["function"]["arguments"]
+        _written_attempt(call["function"]["arguments"])
         if call.get("error")
         else _call_json(call["function"], "parameters")
         for call in calls
     )
+
+
+def _written_attempt(raw: str) -> str:
+    """A malformed call as the model wrote it: what does not look like one was tagged as one."""
+    return raw if _LLAMA_ATTEMPT.match(raw) else _LLAMA_PYTHON + raw
 
 
 def _read_mistral(text: str) -> Message:
@@ -104,30 +110,32 @@ def _read_mistral(text: str) -> Message:
     calls: list[dict[str, Any]] = []
     for block in blocks:
         calls += _mistral_calls(block.strip(), start=len(calls))
+    ids = {call["id"] for call in calls}
+    if len(ids) < len(calls):  # the model used one twice: results could not be told apart
+        calls = [{**call, "id": f"call_{i}"} for i, call in enumerate(calls)]
     return _message(reasoning, content.strip(), calls)
 
 
 def _mistral_calls(block: str, *, start: int) -> list[dict[str, Any]]:
-    name, mark, arguments = block.partition(MISTRAL_ARGUMENTS)
-    if mark:
+    name, named, body = block.partition(MISTRAL_ARGUMENTS)
+    if not named:
+        body = block
+    found, end = _json_sequence(body)
+    value = found[0] if len(found) == 1 and end == len(body) else None
+    if named:
         name, _, call_id = name.partition("[CALL_ID]")
-        found, end = _json_sequence(arguments)
-        if end == len(arguments) and len(found) == 1 and name.strip():
-            entry = call_entry(start, name.strip(), _dump(found[0]))
-            return [{**entry, "id": call_id} if call_id else entry]
+        items = [{"name": name.strip(), "arguments": value, "id": call_id.strip()}]
     else:
-        found, end = _json_sequence(block)
-        if end == len(block) and len(found) == 1 and isinstance(found[0], list):
-            items = found[0]
-            if items and all(_is_call(item, "arguments") for item in items):
-                return [_mistral_entry(start + i, item) for i, item in enumerate(items)]
-    return [call_entry(start, "", block, error=_kind(block))]
+        items = value if isinstance(value, list) else []
+    if items and all(_is_call(item, "arguments") for item in items):
+        return [_mistral_entry(start + i, item) for i, item in enumerate(items)]
+    return [call_entry(start, "", block, error=_kind(body))]
 
 
 def _mistral_entry(index: int, item: dict[str, Any]) -> dict[str, Any]:
     entry = call_entry(index, item["name"], _arguments(item, "arguments"))
     call_id = item.get("id")
-    return {**entry, "id": call_id} if isinstance(call_id, str) and call_id else entry
+    return {**entry, "id": call_id} if _MISTRAL_ID.fullmatch(str(call_id)) else entry
 
 
 def _write_mistral(calls: Sequence[Mapping[str, Any]]) -> str:
@@ -153,7 +161,7 @@ FORMATS: dict[str, CallFormat] = {
 }
 
 
-def _message(reasoning: str | None, content: str, calls: list[dict[str, Any]]) -> Message:
+def _message(reasoning: str, content: str, calls: list[dict[str, Any]]) -> Message:
     message: Message = {"role": "assistant", "content": content}
     if reasoning:
         message["reasoning_content"] = reasoning
@@ -209,16 +217,18 @@ def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def _encodable(text: str) -> str:
+    """JSON can escape half a character ("\\ud800"), which no tokenizer or file can encode."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _kind(body: str) -> str:
     """Whether a call that is no JSON was cut off (its brackets are still open) or is wrong."""
     try:
         json.loads(body)
     except json.JSONDecodeError as problem:
-        return (
-            "cut"
-            if problem.pos >= len(body.rstrip()) or "Unterminated" in problem.msg
-            else "bad_json"
-        )
+        is_open = problem.pos >= len(body.rstrip()) or "Unterminated" in problem.msg
+        return "cut" if is_open else "bad_json"
     except (ValueError, RecursionError):
         pass
     return "bad_json"

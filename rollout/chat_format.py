@@ -13,7 +13,7 @@ returns None: the caller renders afresh and the episode branches.
 from __future__ import annotations
 
 import difflib
-import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +28,8 @@ from palestra.rollout.chat_format_file import (
     write_settings,
 )
 from palestra.rollout.chat_template import ChatTemplate
-from palestra.rollout.inert_text import MARK, Marker, private_tokenizer
-from palestra.rollout.template_messages import Preparer
+from palestra.rollout.inert_text import MARK, Marker, control_tokens, private_tokenizer
+from palestra.rollout.template_messages import Preparer, meaning
 from palestra.rollout.template_traits import USER, find_call_form, find_end_of_turn, probe
 from palestra.types import Message, ToolSchema
 
@@ -58,14 +58,13 @@ class ChatFormat:
             variables={**tokenizer.special_tokens_map, **settings.options},
             today=settings.today,
         )
-        added = tokenizer.added_tokens_decoder.values()
-        control = [token.content for token in added if token.special]
+        control = control_tokens(tokenizer)
         self._end_of_turn = find_end_of_turn(self._template, control)
         self._preparer = _preparer(
             self._template, self._end_of_turn, settings.tool_format, Marker(tokenizer)
         )
         self._tokenizer = private_tokenizer(tokenizer)
-        self._end_id = int(self._tokenizer.token_to_id(self._end_of_turn))
+        self._end_id = self._encode(self._end_of_turn)[0]
         known = [self._tokenizer.token_to_id(token) for token in _STOPS if token in control]
         stops = (self._end_id, tokenizer.eos_token_id, *known, *settings.stop_ids)
         self.stop_ids: frozenset[int] = frozenset(stop for stop in stops if stop is not None)
@@ -74,6 +73,8 @@ class ChatFormat:
         )
         header = self._template.render([USER], prompt=True)
         self._reply_starts_thinking = header.rstrip().endswith("<think>")
+        empty_thinking = re.search(r"<think>\s*</think>\s*\Z", header)
+        self._empty_thinking = empty_thinking[0] if empty_thinking else ""
         self._remembered: dict[tuple[int, ...], tuple[str, object]] = {}
         self._remembered_characters = 0
 
@@ -111,15 +112,17 @@ class ChatFormat:
         return ChatFormat(tokenizer, settings)
 
     @staticmethod
-    def load(model_dir: str | Path) -> ChatFormat:
+    def load(model_dir: str | Path, *, history: str | None = None) -> ChatFormat:
         """The chat format of a model folder, as `chat_format.json` has it where there is one.
 
+        `history` overrides the one there ("template" where there is none).
         Raises ValueError if the folder, its tokenizer or its chat template is missing, or if the
         template is not the one that the model was trained with.
         """
         folder = Path(model_dir)
         tokenizer = load_tokenizer(folder)
-        return ChatFormat(tokenizer, read_settings(folder, tokenizer))
+        settings = read_settings(folder, tokenizer)
+        return ChatFormat(tokenizer, replace(settings, history=history or settings.history))
 
     def save(self, model_dir: str | Path) -> None:
         """Write `chat_format.json` into a model folder."""
@@ -154,9 +157,11 @@ class ChatFormat:
         if end is None:
             return None
         if self.settings.history == "template":
+            # Thinking that is switched off by an empty block says nothing: it may stay or go.
+            before = before.removesuffix(self._empty_thinking)
             if not after.startswith(before):
                 return None
-            if _meaning(self._read(after[len(before) : end])) != _meaning(reply):
+            if meaning(self._read(after[len(before) : end])) != meaning(reply):
                 return None
         ids = list(previous_ids)
         if not ids or ids[-1] not in self.stop_ids:
@@ -262,29 +267,3 @@ def _find_nth(text: str, part: str, n: int) -> int | None:
         if position < 0:
             return None
     return position
-
-
-def _meaning(message: Message) -> tuple[str, str, list[tuple[str, str, str | None]]]:
-    """What a reply says, without the spacing and number formatting that a template chooses."""
-    reasoning, content = message.get("reasoning_content"), message.get("content")
-    calls = message.get("tool_calls") or ()
-    return (
-        (reasoning or "").strip(),
-        (content or "").strip(),
-        [
-            (
-                call["function"]["name"],
-                _canonical_json(call["function"]["arguments"]),
-                call.get("error"),
-            )
-            for call in calls
-        ],
-    )
-
-
-def _canonical_json(arguments: Any) -> str:
-    try:
-        value = json.loads(arguments) if isinstance(arguments, str) else arguments
-        return json.dumps(value, sort_keys=True)
-    except (ValueError, TypeError, RecursionError):
-        return str(arguments).strip()

@@ -36,11 +36,10 @@ class Marker:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        added = tokenizer.added_tokens_decoder.values()
-        control = {token.content for token in added if token.special}
-        control |= set(tokenizer.all_special_tokens)
+        control = control_tokens(tokenizer)
+        added = {token.content for token in tokenizer.added_tokens_decoder.values()}
         self._control = _first_letters_of(control)
-        self._all = _first_letters_of(control | {token.content for token in added})
+        self._all = _first_letters_of(control | added)
 
     def mark(self, text: str, *, tags: bool) -> str:
         """The text with its special tokens marked and lone surrogates replaced by U+FFFD."""
@@ -65,6 +64,12 @@ class Marker:
                 for key, item in value.items()
             }
         return [self.mark_all(item, tags=tags, depth=depth - 1) for item in value]
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The tokens that steer a conversation: ends of turns, role headers, beginning of text."""
+    added = tokenizer.added_tokens_decoder.values()
+    return {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
 
 
 def private_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

@@ -97,11 +97,9 @@ class Preparer:
     def _assistant(self, message: Message) -> tuple[Message, bool]:
         """The message as the template takes it, and whether its calls became text."""
         traits = self.traits
-        content, reasoning = _text(message), message.get("reasoning_content")
-        if not reasoning:
-            reasoning, content = split_thinking(content)
-        content = self.marker.mark(content, tags=False)
-        reasoning = self.marker.mark(str(reasoning or ""), tags=False)
+        reasoning, content = (
+            self.marker.mark(text, tags=False) for text in _reasoning_and_content(message)
+        )
         said: Message = {"role": "assistant"}
         if traits.reasoning:
             # Always a string: without one, Qwen3 looks for thinking inside the content.
@@ -123,7 +121,7 @@ class Preparer:
 
     def _structured(self, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
         """The calls with arguments as dicts; None where the template cannot print them."""
-        if calls and not self.traits.calls or len(calls) > 1 and not self.traits.several_calls:
+        if (calls and not self.traits.calls) or (len(calls) > 1 and not self.traits.several_calls):
             return None
         structured = []
         for call in calls:
@@ -168,6 +166,32 @@ class Preparer:
         if len(text) == _CALL_ID_LENGTH and text.isascii() and text.isalnum():
             return text
         return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:_CALL_ID_LENGTH]
+
+
+def meaning(reply: Message) -> tuple[str, str, list[tuple[str, str, str | None]]]:
+    """What a reply says, without the spacing and number formatting that a template chooses."""
+    reasoning, content = _reasoning_and_content(reply)
+    calls = [
+        (call["function"]["name"], _canonical(call["function"]["arguments"]), call.get("error"))
+        for call in reply.get("tool_calls") or ()
+    ]
+    return reasoning.strip(), content.strip(), calls
+
+
+def _canonical(arguments: Any) -> str:
+    try:
+        value = json.loads(arguments) if isinstance(arguments, str) else arguments
+        return json.dumps(value, sort_keys=True)
+    except (ValueError, TypeError, RecursionError):
+        return str(arguments).strip()
+
+
+def _reasoning_and_content(message: Message) -> tuple[str, str]:
+    """An assistant's thinking and answer, also where the content holds both as raw text."""
+    content, reasoning = _text(message), message.get("reasoning_content")
+    if reasoning:
+        return str(reasoning), content
+    return split_thinking(content)
 
 
 def _text(message: Message) -> str:

@@ -345,6 +345,19 @@ class SlowEnv(ToolEnv):
 """
 
 
+def start(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.Popen[str]:
+    """A command that Ctrl-C reaches, even where the tests run in the background."""
+    return subprocess.Popen(
+        [COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def interrupt_once_written(running: subprocess.Popen[str], file: Path) -> None:
     """Press Ctrl-C as soon as there is something in a file."""
     deadline = time.monotonic() + 60
@@ -361,13 +374,7 @@ def test_ctrl_c_ends_an_evaluation_in_one_line_and_what_was_written_is_readable(
     (tmp_path / "slow.py").write_text(SLOW)
     installed(tmp_path, "slow", "slow/Slow-v0 = slow:SlowEnv")
     arguments = ["eval", "slow/Slow-v0", "--model", "oracle", "--max-concurrent", "1"]
-    running = subprocess.Popen(
-        [COMMAND, *arguments, "--out", tmp_path / "run"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    running = start(*arguments, "--out", "run", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     episodes = tmp_path / "run" / "episodes" / "eval.jsonl"
     interrupt_once_written(running, episodes)
     stdout, stderr = running.communicate(timeout=30)
@@ -455,14 +462,7 @@ def test_a_disk_that_fills_up_ends_training_in_one_line_and_keeps_the_metrics(
 
 def test_ctrl_c_ends_training_in_one_line_and_keeps_the_metrics(tmp_path: Path) -> None:
     write_sft_config(tmp_path, out="run", steps=100_000)
-    running = subprocess.Popen(
-        [COMMAND, "train", "sft", "sft.toml"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    running = start("train", "sft", "sft.toml", cwd=tmp_path, OMP_NUM_THREADS="1")
     interrupt_once_written(running, tmp_path / "run" / "metrics.jsonl")
     _, stderr = running.communicate(timeout=30)
     assert running.returncode == 130

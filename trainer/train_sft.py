@@ -85,6 +85,7 @@ async def _train(
             metrics["success"] = evaluation.mean
         run.log("sft", step, metrics)
         progress(step, metrics)
+        await asyncio.sleep(0)  # where asyncio lets Ctrl-C in
         goal = config.stop_at_success
         if goal is not None and "success" in metrics and metrics["success"] >= goal:
             break

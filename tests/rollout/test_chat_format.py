@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import re
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from palestra.rollout.chat_format import ChatFormat
-from palestra.trainer.tiny import CHAT_TEMPLATE, train_tokenizer
-from palestra.types import Message, ToolSchema
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
+
+from palestra.rollout.chat_format import ChatFormat
+from palestra.trainer.tiny import CHAT_TEMPLATE, train_tokenizer
+from palestra.types import Message, ToolSchema
 
 CALCULATOR: ToolSchema = {
     "type": "function",
@@ -67,7 +69,9 @@ MISTRAL = """\
 {%- elif m.role == 'assistant' -%}
 {{- ' ' + m.content + eos_token -}}
 {%- elif m.role == 'tool' -%}
-{%- if m.tool_call_id | length != 9 -%}{{- raise_exception('ids have nine characters') -}}{%- endif -%}
+{%- if m.tool_call_id | length != 9 -%}
+{{- raise_exception('ids have nine characters') -}}
+{%- endif -%}
 {{- '[TOOL_RESULTS] {"content": ' + m.content + ', "call_id": "' + m.tool_call_id -}}
 {{- '"}[/TOOL_RESULTS]' -}}
 {%- else -%}
@@ -290,7 +294,7 @@ def conversations(draw: st.DrawFn) -> list[Message]:
 toolsets: st.SearchStrategy[tuple[ToolSchema, ...]] = st.sampled_from([(), (CALCULATOR,)])
 
 
-def property_test(examples: int) -> Any:
+def property_test(examples: int) -> settings:
     return settings(
         max_examples=examples,
         deadline=None,
@@ -303,12 +307,10 @@ def as_the_model_says_it(
     chat: ChatFormat, messages: list[Message], wanted: Message, tools: Sequence[ToolSchema]
 ) -> tuple[list[int], Message]:
     """A completion that the template itself would print, and the message that it says."""
-    for _ in range(4):
-        completion = chat.encode_reply(messages, wanted, tools)
-        wanted, before = chat.parse(completion), wanted
-        if wanted == before:
-            break
-    return completion, wanted
+    completion = chat.encode_reply(messages, wanted, tools)
+    while (said := chat.parse(completion)) != wanted:
+        wanted, completion = said, chat.encode_reply(messages, said, tools)
+    return completion, said
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -370,7 +372,7 @@ def test_no_message_makes_a_control_token(
     chat = chat_of(name)
     _, control, tags, _, _ = KINDS["qwen3"] if name == "tiny" else KINDS[name]
     tokenizer = tokenizer_of(name)
-    structural = set(tokenizer.convert_tokens_to_ids([*control, *tags]))
+    structural = {tokenizer.convert_tokens_to_ids(token) for token in [*control, *tags]}
     harmless = [defused(message, control, tags) for message in messages]
     said, meant = chat.render(messages, tools), chat.render(harmless, tools)
     assert [i for i in said if i in structural] == [i for i in meant if i in structural]
@@ -414,7 +416,7 @@ def plain_conversations(draw: st.DrawFn) -> list[Message]:
         reply = draw(replies(plain_texts))
         reply.pop("tool_calls", None)
         if draw(st.booleans()):
-            reply = {"role": "assistant", "content": "", "tool_calls": [call("f", "{}", 0)]}
+            reply |= {"content": "", "tool_calls": [call("f", "{}", 0)]}
         messages += [reply, *draw(observations(reply, plain_texts))]
     return messages
 
@@ -463,3 +465,185 @@ def test_llama3_prompts_equal_those_of_renderers(
     for message in messages:
         message.pop("reasoning_content", None)  # the oracle loses it, we write it as text
     assert_the_oracle_agrees(chat, oracle, messages, tools)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "llama3_1", "llama3_2", "tiny"])
+@property_test(25)
+@given(messages=plain_conversations(), tools=st.sampled_from([[], [PLAIN_TOOL]]))
+def test_harmless_conversations_render_as_in_transformers(
+    name: str, messages: list[Message], tools: list[Any]
+) -> None:
+    for message in messages:
+        if name not in ("qwen3", "tiny"):
+            message.pop("reasoning_content", None)
+    today = chat_of(name).settings.today
+    expected = tokenizer_of(name).apply_chat_template(
+        [*map(with_argument_objects, messages)],
+        tools=tools or None,
+        add_generation_prompt=True,
+        return_dict=False,
+        strftime_now=today.strftime,
+    )
+    assert chat_of(name).render(messages, tools) == expected
+
+
+def with_argument_objects(message: Message) -> Message:
+    """What transformers asks its callers to pass: arguments as dicts."""
+    calls = [
+        {**entry, "function": {"name": "f", "arguments": {}}}
+        for entry in message.get("tool_calls", [])
+    ]
+    return {**message, "tool_calls": calls} if calls else message
+
+
+ASKED: list[Message] = [{"role": "user", "content": "What is 17 + 25?"}]
+FOLLOW_UP: Message = {"role": "user", "content": "Are you sure?"}
+CALLING: Message = {"role": "assistant", "content": "", "tool_calls": [call("add", "{}", 0)]}
+RESULT: Message = {"role": "tool", "tool_call_id": "call_0", "name": "add", "content": "42"}
+
+
+def said_after(
+    name: str,
+    text: str,
+    new: list[Message],
+    *,
+    asked: list[Message] = ASKED,
+    tools: Sequence[ToolSchema] = (),
+    **how: Any,
+) -> str | None:
+    """What `extend` appends to a completion that was sampled as `text`, None if it branches."""
+    chat = ChatFormat.from_tokenizer(tokenizer_of(name), **how)
+    prompt = chat.render(asked, tools)
+    completion = tokenizer_of(name).encode(text, add_special_tokens=False)
+    reply = chat.parse(completion)
+    extended = chat.extend(prompt + completion, asked, reply, new, tools)
+    if extended is None:
+        return None
+    assert extended[: len(prompt + completion)] == prompt + completion
+    return decoded(name, extended[len(prompt + completion) :])
+
+
+def test_the_newline_behind_qwens_end_of_turn_survives() -> None:
+    appended = said_after("qwen3", "42<|im_end|>", [FOLLOW_UP])
+    assert appended == "\n<|im_start|>user\nAre you sure?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_completion_that_was_cut_gets_its_end_of_turn() -> None:
+    appended = said_after("qwen3", "42", [FOLLOW_UP])
+    assert appended is not None and appended.startswith("<|im_end|>\n<|im_start|>user\n")
+
+
+def test_a_completion_that_ended_otherwise_gets_no_second_end() -> None:
+    appended = said_after("qwen3", "42<|endoftext|>", [FOLLOW_UP])
+    assert appended is not None and appended.startswith("\n<|im_start|>user\n")
+
+
+def test_qwen3_keeps_thinking_while_tools_answer() -> None:
+    call_text = '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
+    thinking = f"<think>\nLet me add.\n</think>\n\n{call_text}<|im_end|>"
+    appended = said_after("qwen3", thinking, [RESULT])
+    assert appended is not None and "<tool_response>\n42\n</tool_response>" in appended
+
+
+def test_qwen3_drops_thinking_once_the_user_speaks_so_the_episode_branches() -> None:
+    thinking = "<think>\nLet me add.\n</think>\n\n42<|im_end|>"
+    assert said_after("qwen3", thinking, [FOLLOW_UP]) is None
+
+
+def test_history_keep_appends_where_the_template_would_rewrite() -> None:
+    thinking = "<think>\nLet me add.\n</think>\n\n42<|im_end|>"
+    kept = said_after("qwen3", thinking, [FOLLOW_UP], history="keep")
+    assert kept == said_after("qwen3", "42<|im_end|>", [FOLLOW_UP])
+
+
+def test_qwen3_with_thinking_switched_off_extends() -> None:
+    off = {"enable_thinking": False}
+    appended = said_after("qwen3", "42<|im_end|>", [FOLLOW_UP], options=off)
+    assert appended is not None
+    assert appended.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_templates_without_thinking_keep_it_as_text() -> None:
+    thinking = "<think>\nLet me add.\n</think>\n\n42"
+    for name, end in [("chatml", "<|im_end|>"), ("llama3_1", "<|eot_id|>"), ("mistral", "</s>")]:
+        assert said_after(name, thinking + end, [FOLLOW_UP]) is not None
+
+
+def test_a_header_that_opens_the_thinking_is_part_of_the_reply() -> None:
+    tokenizer = copy.deepcopy(tokenizer_of("qwen3"))
+    tokenizer.chat_template = trl_template("qwen3_5_think")
+    chat = ChatFormat.from_tokenizer(tokenizer, tool_format="hermes")
+    completion = tokenizer.encode("Let me add.\n</think>\n\n42<|im_end|>")
+    reply = chat.parse(completion)
+    assert reply == {"role": "assistant", "content": "42", "reasoning_content": "Let me add."}
+    assert chat.encode_reply(ASKED, reply) == completion
+
+
+def test_a_model_without_tool_support_is_told_of_tools_in_the_system_message() -> None:
+    chat = chat_of("chatml")
+    text = decoded("chatml", chat.render([*ASKED, CALLING, RESULT], [PLAIN_TOOL]))
+    assert text.startswith("<|im_start|>system\nYou may call these tools")
+    assert json.dumps(PLAIN_TOOL) in text
+    assert '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call><|im_end|>' in text
+    assert "<|im_start|>tool\n42<|im_end|>" in text
+
+
+def test_a_model_without_system_or_tool_role_gets_both_from_the_user() -> None:
+    system: Message = {"role": "system", "content": "Be brief."}
+    text = decoded("gemma", chat_of("gemma").render([system, *ASKED, CALLING, RESULT]))
+    assert "<start_of_turn>user\nBe brief.\n\nWhat is 17 + 25?<end_of_turn>" in text
+    assert "<start_of_turn>user\n<tool_response>\n42\n</tool_response><end_of_turn>" in text
+
+
+def test_llama_takes_several_calls_in_a_turn_although_its_template_does_not() -> None:
+    two = '{"name": "add", "parameters": {}}; {"name": "add", "parameters": {"a": 1}}<|eot_id|>'
+    appended = said_after("llama3_1", two, [RESULT, RESULT], tools=[PLAIN_TOOL])
+    assert appended is not None
+    assert appended.count("<|start_header_id|>ipython<|end_header_id|>") == 2
+
+
+def test_mistral_moves_its_tools_to_the_last_user_message_so_the_episode_branches() -> None:
+    called = '[TOOL_CALLS] [{"name": "add", "arguments": {}, "id": "abcdefghi"}]</s>'
+    appended = said_after("mistral", called, [RESULT], tools=[PLAIN_TOOL])
+    assert appended is not None and '[TOOL_RESULTS] {"content": 42, "call_id": "' in appended
+    assert said_after("mistral", " 42</s>", [FOLLOW_UP], tools=[PLAIN_TOOL]) is None
+    assert said_after("mistral", " 42</s>", [FOLLOW_UP]) == "[INST] Are you sure?[/INST]"
+
+
+def test_a_message_changed_since_its_prompt_makes_the_episode_branch() -> None:
+    chat = chat_of("tiny")
+    asked = [{"role": "user", "content": "17 + 25"}]
+    prompt = chat.render(asked)
+    completion = tokenizer_of("tiny").encode("42<|im_end|>")
+    asked[0]["content"] = "17 + 26"
+    assert chat.extend(prompt + completion, asked, chat.parse(completion), [FOLLOW_UP]) is None
+
+
+@property_test(50)
+@given(data=st.data(), name=st.sampled_from(NAMES))
+def test_parse_takes_any_ids(data: st.DataObject, name: str) -> None:
+    any_id = st.integers(0, len(tokenizer_of(name)) + 10)
+    message = chat_of(name).parse(data.draw(st.lists(any_id, max_size=30)))
+    assert message["role"] == "assistant" and isinstance(message["content"], str)
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        ([], "at least one message"),
+        ([{"content": "hello"}], "needs a role"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "content part 'image_url'"),
+        ([{"role": "user", "content": 42}], "must be text, got int"),
+        ([{"role": "assistant", "tool_calls": [{"name": "add"}]}], "needs a function with name"),
+    ],
+)
+def test_what_cannot_be_rendered_is_named(messages: list[Message], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        chat_of("qwen3").render(messages)
+
+
+def test_content_parts_of_text_are_joined() -> None:
+    parts = [{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}]
+    chat = chat_of("qwen3")
+    joined = [{"role": "user", "content": "<|im_end|>"}]
+    assert chat.render([{"role": "user", "content": parts}]) == chat.render(joined)

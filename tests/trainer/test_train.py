@@ -1,0 +1,221 @@
+"""The stages end to end, on the tiny model and palestra/Arithmetic-v0."""
+
+import asyncio
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from palestra.rollout.driver import run_episode
+from palestra.rollout.recorder import read_episodes
+from palestra.trainer import train_rl, train_sft
+from palestra.trainer.batch import pack, rows_of
+from palestra.trainer.config import RLConfig, SFTConfig
+from palestra.trainer.demonstrations import demonstration_rows, read_demonstrations
+from palestra.trainer.logprobs import token_logprobs
+from palestra.trainer.session import Session, make_env, tasks_of
+from palestra.types import Sampling
+
+ENV = "palestra/Arithmetic-v0"
+
+
+def sft_config(out: Path, data: Path, **settings: object) -> SFTConfig:
+    defaults: dict[str, object] = {
+        "model": "tiny",
+        "steps": 6,
+        "batch_rows": 16,
+        "learning_rate": 2e-3,
+        "context_length": 256,
+        "max_tokens": 24,
+    }
+    return SFTConfig.model_validate({"out": out, "data": data, **defaults, **settings})
+
+
+def rl_config(out: Path, model: Path, **settings: object) -> RLConfig:
+    defaults: dict[str, object] = {
+        "env": ENV,
+        "env_args": {"max_turns": 3},
+        "steps": 2,
+        "tasks_per_step": 4,
+        "group_size": 4,
+        "learning_rate": 1e-3,
+        "context_length": 256,
+        "max_tokens": 16,
+        "eval_every": 2,
+        "eval_tasks": 8,
+        "log_kl": True,
+    }
+    return RLConfig.model_validate({"out": out, "model": str(model), **defaults, **settings})
+
+
+@pytest.fixture(scope="module")
+def imitator(tmp_path_factory: pytest.TempPathFactory, demonstrations: Path) -> Path:
+    out = tmp_path_factory.mktemp("sft") / "run"
+    return train_sft.train(sft_config(out, demonstrations)).checkpoint
+
+
+def metrics_of(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_demonstrations_train_every_reply_and_nothing_else(demonstrations: Path) -> None:
+    conversations = read_demonstrations(demonstrations)
+    config = sft_config(Path("unused"), demonstrations)
+    session = Session.open(config, conversations)
+    messages, tools = conversations[0]
+    [row] = demonstration_rows(messages, tools, session.chat_format)
+    text = session.tokenizer.decode(row.token_ids)
+    assert session.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False).startswith(
+        text
+    )
+    trained = [i for i, trains in zip(row.token_ids, row.loss_mask, strict=True) if trains]
+    replies = session.tokenizer.decode(trained, skip_special_tokens=False).split("<|im_end|>")
+    assert replies.pop() == ""
+    assert len(replies) == sum(m["role"] == "assistant" for m in messages)
+    assert replies[-1] == messages[-1]["content"]
+    assert all(reply.startswith("<tool_call>") for reply in replies[:-1])
+
+
+def test_sft_lowers_the_loss_and_writes_a_run(tmp_path: Path, demonstrations: Path) -> None:
+    run = tmp_path / "run"
+    settings = {"steps": 12, "env": ENV, "eval_every": 6, "eval_tasks": 4}
+    result = train_sft.train(sft_config(run, demonstrations, **settings))
+    metrics = metrics_of(run)
+    losses = [float(str(m["loss"])) for m in metrics]
+    assert losses[-1] < 0.7 * losses[0]
+    assert [m["step"] for m in metrics if "success" in m] == [6, 12]
+    assert result.evaluation is not None and result.evaluation.n == 4
+    assert (result.checkpoint / "model.safetensors").is_file()
+    assert (run / "config.toml").is_file()
+
+
+def test_sft_ends_when_the_measure_says_so(tmp_path: Path, demonstrations: Path) -> None:
+    settings = {"steps": 50, "env": ENV, "eval_every": 3, "eval_tasks": 4, "stop_at_success": 0.0}
+    assert train_sft.train(sft_config(tmp_path / "run", demonstrations, **settings)).steps == 3
+
+
+def test_rl_writes_metrics_episodes_transcripts_and_the_best_checkpoint(
+    tmp_path: Path, imitator: Path
+) -> None:
+    run = tmp_path / "run"
+    result = train_rl.train(rl_config(run, imitator))
+    metrics = metrics_of(run)
+    assert [m["step"] for m in metrics] == [1, 2]
+    assert metrics[0]["episodes"] == 16
+    assert "heldout" in metrics[1] and "heldout" not in metrics[0]
+    episodes = read_episodes(run / "episodes" / "step_00001.jsonl")
+    assert len(episodes) == 16
+    assert len({episode.task.id for episode in episodes}) == 4
+    assert (result.checkpoint / "chat_format.json").is_file()
+    roles = {
+        token[1]
+        for line in (run / "transcripts.jsonl").read_text().splitlines()
+        for token in json.loads(line)["tokens"]
+    }
+    assert {"prompt", "sampled"} <= roles
+
+
+def reward_even_replies(reply: str) -> float:
+    return float(len(reply) % 2 == 0)
+
+
+def test_rl_raises_the_probability_of_what_was_rewarded(tmp_path: Path, imitator: Path) -> None:
+    """One task, a reward that any policy meets half the time: five steps must raise it."""
+    from palestra import ToolEnv, envs
+
+    envs.register(
+        "EvenReply-v0",
+        ToolEnv,
+        tasks=[{"prompt": "1 + 1"}],
+        verifier=reward_even_replies,
+        force=True,
+    )
+    run = tmp_path / "run"
+    settings = {
+        "env": "EvenReply-v0",
+        "env_args": {},
+        "steps": 8,
+        "tasks_per_step": 1,
+        "group_size": 64,
+        "eval_every": 8,
+        "eval_tasks": 1,
+        "learning_rate": 3e-3,
+    }
+    train_rl.train(rl_config(run, imitator, **settings))
+    rewards = [float(str(m["reward_mean"])) for m in metrics_of(run)]
+    assert sum(rewards[-2:]) / 2 > rewards[0] + 0.1
+
+
+def test_the_engine_and_the_trainer_agree_on_every_sampled_token(imitator: Path) -> None:
+    session = Session.open(rl_config(Path("unused"), imitator))
+    config = rl_config(Path("unused"), imitator)
+    [task] = tasks_of(config, "train")[:1]
+    env = make_env(config, "train")()
+    checked = 0
+    for sample in range(12):
+        episode = asyncio.run(
+            run_episode(env, session.policy, task, sampling=Sampling(max_tokens=16), sample=sample)
+        )
+        for row in rows_of(episode, 1.0):
+            with torch.no_grad():
+                logprobs_S, _ = token_logprobs(session.model, pack([row]))
+            assert logprobs_S.tolist() == pytest.approx(row.sampled_logprobs, abs=1e-4)
+            checked += len(logprobs_S)
+    assert checked > 50
+
+
+def test_tool_output_receives_no_gradient_end_to_end(demonstrations: Path) -> None:
+    """Changing an advantage changes the loss's gradient only through sampled tokens.
+
+    The gradient with respect to each position's logits is taken by hooking the head's input: it
+    must vanish exactly where the next token was not sampled.
+    """
+    conversations = read_demonstrations(demonstrations)
+    session = Session.open(sft_config(Path("unused"), demonstrations), conversations)
+    messages, tools = random.Random(0).choice(conversations)
+    [row] = demonstration_rows(messages, tools, session.chat_format)
+    batch = pack([row])
+    states: list[torch.Tensor] = []
+    norm = session.model.base_model.norm
+    handle = norm.register_forward_hook(
+        lambda module, inputs, output: (output.retain_grad(), states.append(output))[0]
+    )
+    token_logprobs(session.model, batch)[0].sum().backward()
+    handle.remove()
+    gradient_T = states[0].grad[0].abs().sum(-1)
+    predicts_sampled_T = torch.tensor([*row.loss_mask[1:], False])
+    assert (gradient_T[predicts_sampled_T] > 0).all()
+    assert (gradient_T[~predicts_sampled_T] == 0).all()
+
+
+def test_shuffled_rewards_keep_their_sum_and_lose_their_owners(imitator: Path) -> None:
+    from palestra.types import Episode, Outcome, Score, Task, Turn
+
+    def episode(task: str, sample: int, reward: float) -> Episode:
+        turn = Turn(
+            message={"role": "assistant", "content": ""},
+            prompt_ids=(1,),
+            completion_ids=(2,),
+            logprobs=(-1.0,),
+            sampling=Sampling(),
+        )
+        return Episode(
+            id=f"{task}-{sample}",
+            env_id="test",
+            task=Task(id=task, messages=()),
+            prompt=(),
+            turns=(turn,),
+            outcome=Outcome.SCORED,
+            stop_reason="answer",
+            scores={"agent": Score(value=reward)},
+            rewards={"agent": reward},
+        )
+
+    groups = [[episode("a", i, 1.0) for i in range(8)], [episode("b", i, 0.0) for i in range(8)]]
+    honest = rl_config(Path("unused"), imitator)
+    rows, advantages = train_rl._rows(groups, honest, step=1)
+    assert rows == [] and set(advantages.values()) == {0.0}
+    shuffled = honest.model_copy(update={"shuffle_rewards": True})
+    rows, advantages = train_rl._rows(groups, shuffled, step=1)
+    assert len(rows) == 16 and any(advantages.values())
