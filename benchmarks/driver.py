@@ -33,7 +33,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from palestra.envs import ToolEnv
+from palestra.envs import TaskSet, ToolEnv
 from palestra.rollout import (
     ChatFormat,
     Limits,
@@ -69,10 +69,8 @@ async def correct(reply: str, answer: str) -> bool:
 
 def measure_steps(episodes: int) -> dict[str, float]:
     """Play on one core and return wall time, processor time and how many were solved."""
-    tasks = [
-        Task(id=str(n), messages=({"role": "user", "content": "What is 17+25?"},), answer="42")
-        for n in range(episodes)
-    ]
+    question: Message = {"role": "user", "content": "What is 17+25?"}
+    tasks = TaskSet(Task(id=str(n), messages=(question,), answer="42") for n in range(episodes))
     policy = ScriptedPolicy([tool_call("add", a=17, b=25)] * CALLS + ["42"])
 
     def make_env() -> ToolEnv:
@@ -172,7 +170,7 @@ class NamesItsTask(TokenPolicy):
         return await super().respond(messages, tools, history=history, task=task, sampling=sampling)
 
 
-def planned_tasks(count: int) -> list[Task]:
+def planned_tasks(count: int) -> TaskSet:
     """One in twenty is broken, as many provoke trouble, and of the others half are right."""
     tasks = []
     every = round(1 / FAULT_SHARE)
@@ -191,7 +189,7 @@ def planned_tasks(count: int) -> list[Task]:
         info = {"fault": fault, "script": script, "turn": [0]}
         messages = ({"role": "user", "content": f"Question {n}?"},)
         tasks.append(Task(id=f"{n:05d}", messages=messages, answer="right", info=info))
-    return tasks
+    return TaskSet(tasks)
 
 
 def account_for_faults(count: int) -> dict[str, int | float]:

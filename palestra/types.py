@@ -238,7 +238,10 @@ class Episode:
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back to an equal episode."""
-        return json.dumps(_plain(self), ensure_ascii=False, separators=(",", ":"))
+        try:
+            return json.dumps(self, default=_fields, ensure_ascii=False, separators=(",", ":"))
+        except TypeError:  # a task's mapping whose keys JSON does not have
+            return json.dumps(_plain(self), ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
     def from_json(line: str) -> Episode:
@@ -276,18 +279,21 @@ def _turn_from_plain(data: dict[str, Any]) -> Turn:
     )
 
 
+def _fields(value: Any) -> Any:
+    """What `json` asks for where it meets something that is not JSON."""
+    names: Mapping[str, Any] | None = getattr(type(value), "__dataclass_fields__", None)
+    if names is not None:
+        return {name: getattr(value, name) for name in names}
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
 def _plain(value: Any) -> Any:
-    """Dataclasses, tuples and mappings as JSON values; anything else is left to `json`."""
+    """Everything as JSON values, all the way down, with text for keys."""
     if isinstance(value, (str, int, float)) or value is None:
         return value
-    slots: Sequence[str] | None = getattr(type(value), "__dataclass_fields__", None)
-    if slots is not None:
-        return {name: _plain(getattr(value, name)) for name in slots}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        # Token ids and log-probabilities dominate: pass flat lists of numbers through.
-        if value and type(value[0]) in (int, float):
-            return list(value)
         return [_plain(item) for item in value]
-    return str(value)
+    fields = _fields(value)
+    if isinstance(fields, dict):
+        return {str(key): _plain(item) for key, item in fields.items()}
+    return fields

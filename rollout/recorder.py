@@ -28,7 +28,8 @@ class Recorder:
 
     def append(self, episode: Episode) -> None:
         """Write one episode. Raises OSError, saying what is safe, if the disk does not take it."""
-        line = memoryview(episode.to_json().encode() + b"\n")
+        # Half a character, which UTF-8 cannot encode, becomes its JSON escape.
+        line = memoryview(episode.to_json().encode("utf-8", "backslashreplace") + b"\n")
         try:
             written = 0
             while written < len(line):

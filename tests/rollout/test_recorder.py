@@ -64,6 +64,23 @@ def test_episodes_read_back_equal(tmp_path: Path) -> None:
     assert recording.torn == 0
 
 
+@pytest.mark.parametrize("text", ["half a character: \ud83d", "a null: \0", "a line: \r\n", "é漢☃"])
+def test_any_text_reads_back_equal(tmp_path: Path, text: str) -> None:
+    turn = replace(EPISODE.turns[0], message={"role": "assistant", "content": text})
+    episode = replace(EPISODE, turns=(turn,))
+    write(tmp_path / "episodes.jsonl", [episode, EPISODE])
+    assert read_episodes(tmp_path / "episodes.jsonl") == [episode, EPISODE]
+
+
+def test_what_json_does_not_have_is_recorded_as_text(tmp_path: Path) -> None:
+    info = {(1, 2): {"a set"}, "enum": Outcome.FAILED, "path": Path("a")}
+    episode = replace(EPISODE, task=replace(EPISODE.task, info=info, answer={3: (4,)}))
+    write(tmp_path / "episodes.jsonl", [episode])
+    [read] = read_episodes(tmp_path / "episodes.jsonl")
+    assert read.task.info == {"(1, 2)": "{'a set'}", "enum": "failed", "path": "a"}
+    assert read.task.answer == {"3": [4]}
+
+
 def test_a_second_run_appends(tmp_path: Path) -> None:
     path = tmp_path / "episodes.jsonl"
     write(path, numbered(2))
