@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _NAME = "palestra_packed"
 
@@ -86,7 +86,7 @@ def require_packable(model: PreTrainedModel) -> None:
     Raises:
         ValueError: the model has sliding-window, recurrent or linear-attention layers.
     """
-    config = model.base_model.config
+    config = trunk_config(model)
     default = ["sliding_attention"] if getattr(config, "sliding_window", None) else []
     others = set(getattr(config, "layer_types", None) or default) - {"full_attention"}
     if getattr(model, "_is_stateful", False):
@@ -104,13 +104,20 @@ def _packed(model: PreTrainedModel) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, _attend)
-    config = model.base_model.config
+    config = trunk_config(model)
     before = config._attn_implementation
     config._attn_implementation = _NAME
     try:
         yield
     finally:
         config._attn_implementation = before
+
+
+def trunk_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """The configuration of the layers themselves: in some models a part of the whole one."""
+    trunk: Any = model.base_model
+    config: PreTrainedConfig = trunk.config
+    return config
 
 
 def _attend(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from palestra.rollout.attention import hidden_states, require_packable
+from palestra.rollout.attention import hidden_states, require_packable, trunk_config
 from palestra.rollout.sampling import sample
 from palestra.types import Completion, Sampling, VersionSpan
 
@@ -269,12 +269,12 @@ class _SlotCache:
     """A static key-value cache of S slots, which remembers whose tokens each idle slot holds."""
 
     def __init__(self, model: PreTrainedModel, slots: int, context_length: int) -> None:
-        config = model.base_model.config
+        config = trunk_config(model)
         heads = config.num_key_value_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (slots, heads, context_length, size)
         self._shape = shape
-        self._kind = {"dtype": model.dtype, "device": model.device}
+        self._like = torch.empty(0, dtype=model.dtype, device=model.device)
         self._layers = config.num_hidden_layers
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -327,8 +327,8 @@ class _SlotCache:
     def layout(self, groups: list[_Group]) -> _SlotLayout:
         if not self._keys:
             # Allocated at first use; zeros, because masked garbage could still be NaN.
-            self._keys = [torch.zeros(self._shape, **self._kind) for _ in range(self._layers)]  # type: ignore[arg-type]
-            self._values = [torch.zeros(self._shape, **self._kind) for _ in range(self._layers)]  # type: ignore[arg-type]
+            self._keys = [self._like.new_zeros(self._shape) for _ in range(self._layers)]
+            self._values = [self._like.new_zeros(self._shape) for _ in range(self._layers)]
         return _SlotLayout(groups, self._keys, self._values)
 
 

@@ -53,6 +53,10 @@ async def run_isolated(tool: Tool, arguments: str) -> str:
             raise
 
 
+class _EndedEarly(Exception):
+    """The process ended before the tool was called."""
+
+
 class _IsolatedCall:
     """One call on its way through a worker. `run` blocks; `cancel` ends it from another thread."""
 
@@ -64,21 +68,19 @@ class _IsolatedCall:
         self._lock = threading.Lock()
 
     def run(self) -> str:
-        with self._lock:
-            if self._cancelled:
-                return ""
-            worker = self._worker = _idle_worker() or WorkerProcess()
-        answer: dict[str, str] = {}
-        try:
-            answer = self._ask(worker)
-        finally:
+        while True:
             with self._lock:
-                self._worker = None
-                if answer and not self._cancelled and "resources" not in answer:
-                    _idle.append(worker)
-                else:
-                    worker.end()
-        return self._read(answer)
+                if self._cancelled:
+                    return ""
+                idle = _idle_worker()
+                worker = self._worker = idle or WorkerProcess()
+            try:
+                return self._read(self._run_in(worker))
+            except _EndedEarly as end:
+                # A worker may have died since its last call, e.g. for want of memory. A new one
+                # that dies has a reason.
+                if idle is None and not self._cancelled:
+                    raise Failure(f"tool:{self._tool.name}", str(end)) from None
 
     def cancel(self) -> None:
         with self._lock:
@@ -86,8 +88,21 @@ class _IsolatedCall:
             if self._worker is not None:
                 self._worker.kill()
 
+    def _run_in(self, worker: WorkerProcess) -> dict[str, str]:
+        answer: dict[str, str] = {}
+        try:
+            answer = self._ask(worker)
+        finally:
+            with self._lock:
+                self._worker = None
+                reusable = answer and not self._cancelled and "resources" not in answer
+            if reusable:
+                _idle.append(worker)
+            else:
+                worker.end()
+        return answer
+
     def _ask(self, worker: WorkerProcess) -> dict[str, str]:
-        cause = f"tool:{self._tool.name}"
         request = {
             **_home(self._tool.function),
             "arguments": self._arguments,
@@ -99,11 +114,9 @@ class _IsolatedCall:
             # The time that the worker takes to start and to import the tool is not the call's.
             answer = worker.receive(START_TIMEOUT_S)
         except TimedOut:
-            raise Failure(
-                cause, f"its process has not imported it in {START_TIMEOUT_S:g} s"
-            ) from None
+            raise _EndedEarly(f"its process was not ready in {START_TIMEOUT_S:g} s") from None
         except OSError:
-            raise Failure(cause, f"its process ended before the call, {worker.end()}") from None
+            raise _EndedEarly(f"its process ended before the call, {worker.end()}") from None
         if "started" not in answer:
             return answer
         try:
@@ -139,12 +152,10 @@ def _home(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _idle_worker() -> WorkerProcess | None:
-    while _idle:
-        worker = _idle.pop()
-        if worker.is_idle():
-            return worker
-        worker.end()  # it died since its last call, e.g. for want of memory
-    return None
+    try:
+        return _idle.pop()
+    except IndexError:
+        return None
 
 
 # In a forked process the workers are the parent's.

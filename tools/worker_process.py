@@ -68,10 +68,6 @@ class WorkerProcess:
         line, _, self._received = self._received.partition(b"\n")
         return cast(dict[str, str], json.loads(line))
 
-    def is_idle(self) -> bool:
-        """Whether it waits for a request; a process that has ended does not."""
-        return not self._poll.poll(0)
-
     def kill(self) -> None:
         """Kill it and every process of its group, without waiting for their end."""
         with self._lock:  # once reaped, the number may be another group's

@@ -22,30 +22,43 @@ class StageConfig(BaseModel):
 
     model: str = Field(description='Hugging Face folder or id, or "tiny" (made on the spot)')
     out: Path = Field(description="run directory; must not exist yet")
-    seed: int = Field(0, ge=0, description="seeds weights, task order and sampling")
-    device: str = Field("auto", description='"auto", "cpu", "cuda" or "cuda:N"')
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of the weights")
-
-    learning_rate: float = Field(gt=0, lt=1, description="peak AdamW learning rate")
-    warmup_steps: int = Field(10, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the gradient's mean")
-    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the gradient's square")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    micro_batch_tokens: int = Field(
-        16384, ge=1, description="most packed tokens in one forward and backward pass"
+    seed: int = Field(default=0, ge=0, description="seeds weights, task order and sampling")
+    device: str = Field(default="auto", description='"auto", "cpu", "cuda" or "cuda:N"')
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="type of the weights"
     )
 
-    context_length: int = Field(512, ge=8, description="most tokens of a conversation")
-    max_tokens: int = Field(128, ge=1, description="most tokens of one reply")
-    max_turns: int = Field(8, ge=1, description="most replies of an episode")
-    max_concurrent: int = Field(256, ge=1, description="episodes that run at once")
-    eval_every: int = Field(10, ge=1, description="steps between evaluations")
-    eval_tasks: int = Field(250, ge=1, description="how many held-out tasks an evaluation uses")
-    eval_split: str = Field("test", description="split of the tasks that are held out")
-    eval_temperature: float = Field(1.0, ge=0, description="sampling temperature of evaluations")
+    learning_rate: float = Field(gt=0, lt=1, description="peak AdamW learning rate")
+    warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW: decay of the gradient's mean")
+    beta2: float = Field(
+        default=0.95, ge=0, lt=1, description="AdamW: decay of the gradient's square"
+    )
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="gradients are scaled down to this norm"
+    )
+    micro_batch_tokens: int = Field(
+        default=16384, ge=1, description="most packed tokens in one forward and backward pass"
+    )
+
+    context_length: int = Field(default=512, ge=8, description="most tokens of a conversation")
+    max_tokens: int = Field(default=128, ge=1, description="most tokens of one reply")
+    max_turns: int = Field(default=8, ge=1, description="most replies of an episode")
+    max_concurrent: int = Field(default=256, ge=1, description="episodes that run at once")
+    eval_every: int = Field(default=10, ge=1, description="steps between evaluations")
+    eval_tasks: int = Field(
+        default=250, ge=1, description="how many held-out tasks an evaluation uses"
+    )
+    eval_split: str = Field(default="test", description="split of the tasks that are held out")
+    eval_temperature: float = Field(
+        default=1.0, ge=0, description="sampling temperature of evaluations"
+    )
     stop_at_success: float | None = Field(
-        None, ge=0, le=1, description="end the stage once an evaluation reaches this mean score"
+        default=None,
+        ge=0,
+        le=1,
+        description="end the stage once an evaluation reaches this mean score",
     )
 
 
@@ -53,11 +66,11 @@ class SFTConfig(StageConfig):
     """Supervised fine-tuning on demonstrations (RLHF Book, chapter 4)."""
 
     data: Path = Field(description='JSONL of {"messages": […], "tools": […]}')
-    env: str | None = Field(None, description="environment to evaluate in; none: never")
+    env: str | None = Field(default=None, description="environment to evaluate in; none: never")
     env_args: dict[str, Any] = Field(default_factory=dict, description="its keyword arguments")
-    steps: int = Field(1000, ge=1, description="most optimizer steps")
-    batch_rows: int = Field(64, ge=1, description="demonstrations per optimizer step")
-    learning_rate: float = Field(1e-5, gt=0, lt=1, description="peak AdamW learning rate")
+    steps: int = Field(default=1000, ge=1, description="most optimizer steps")
+    batch_rows: int = Field(default=64, ge=1, description="demonstrations per optimizer step")
+    learning_rate: float = Field(default=1e-5, gt=0, lt=1, description="peak AdamW learning rate")
 
 
 class RLConfig(StageConfig):
@@ -65,24 +78,33 @@ class RLConfig(StageConfig):
 
     env: str = Field(description="environment id, e.g. palestra/Arithmetic-v0")
     env_args: dict[str, Any] = Field(default_factory=dict, description="its keyword arguments")
-    split: str = Field("train", description="split of the tasks to train on")
-    steps: int = Field(100, ge=1, description="most optimizer steps")
-    tasks_per_step: int = Field(32, ge=1, description="tasks sampled for a step")
-    group_size: int = Field(8, ge=2, description="attempts at each task")
-    learning_rate: float = Field(1e-6, gt=0, lt=1, description="peak AdamW learning rate")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    split: str = Field(default="train", description="split of the tasks to train on")
+    steps: int = Field(default=100, ge=1, description="most optimizer steps")
+    tasks_per_step: int = Field(default=32, ge=1, description="tasks sampled for a step")
+    group_size: int = Field(default=8, ge=2, description="attempts at each task")
+    learning_rate: float = Field(default=1e-6, gt=0, lt=1, description="peak AdamW learning rate")
+    temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
     normalize_advantages: bool = Field(
-        True, description="divide by the group's standard deviation (GRPO); false: Dr. GRPO"
+        default=True, description="divide by the group's standard deviation (GRPO); false: Dr. GRPO"
     )
-    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped at 1 - clip_low")
-    clip_high: float = Field(0.28, gt=0, description="the ratio is clipped at 1 + clip_high")
-    kl_coefficient: float = Field(0.0, ge=0, description="weight of the KL to the first policy")
-    log_kl: bool = Field(False, description="measure that KL even where its weight is 0")
+    clip_low: float = Field(
+        default=0.2, gt=0, lt=1, description="the ratio is clipped at 1 - clip_low"
+    )
+    clip_high: float = Field(
+        default=0.28, gt=0, description="the ratio is clipped at 1 + clip_high"
+    )
+    kl_coefficient: float = Field(
+        default=0.0, ge=0, description="weight of the KL to the first policy"
+    )
+    log_kl: bool = Field(default=False, description="measure that KL even where its weight is 0")
     shuffle_rewards: bool = Field(
-        False, description="control run: rewards are dealt out at random, nothing can be learned"
+        default=False,
+        description="control run: rewards are dealt out at random, nothing can be learned",
     )
     checkpoint_every: int | None = Field(
-        None, ge=1, description="steps between checkpoints beside the best; none: only the best"
+        default=None,
+        ge=1,
+        description="steps between checkpoints beside the best; none: only the best",
     )
 
 

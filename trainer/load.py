@@ -33,7 +33,7 @@ def load_policy(
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder} holds no causal language model: {reason}") from None
     require_packable(model)
-    model.to(choose_device(device)).eval()
+    torch.nn.Module.to(model, choose_device(device)).eval()
     return model, AutoTokenizer.from_pretrained(folder), chat_format
 
 

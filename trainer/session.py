@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from palestra import envs
 from palestra.rollout.chat_format import ChatFormat
 from palestra.rollout.driver import Limits
@@ -37,15 +39,16 @@ class Session:
         demonstrations: Sequence[tuple[list[Message], list[ToolSchema]]] = (),
     ) -> Session:
         """Load `config.model`, or make the tiny model from the demonstrations."""
+        tokenizer: PreTrainedTokenizerBase
         if config.model == "tiny":
             if not demonstrations:
                 raise ValueError(
                     'model = "tiny" is made from demonstrations: run the SFT stage first and '
                     "name its checkpoint here"
                 )
-            model, tokenizer = build_policy(demonstrations, seed=config.seed)
+            made, tokenizer = build_policy(demonstrations, seed=config.seed)
             chat_format = ChatFormat.from_tokenizer(tokenizer)
-            model.to(choose_device(config.device))
+            model = torch.nn.Module.to(made, choose_device(config.device)).eval()
         else:
             model, tokenizer, chat_format = load_policy(
                 config.model, device=config.device, dtype=config.dtype
@@ -104,6 +107,9 @@ def tasks_of(config: Any, split: str) -> Sequence[Task]:
     """The tasks of the configured environment."""
     env = make_env(config, split)()
     try:
-        return env.tasks
+        tasks: Sequence[Task] | None = getattr(env, "tasks", None)
     finally:
         env.close()
+    if tasks is None:
+        raise ValueError(f'"{config.env}" has no `tasks`: training needs a sequence of them')
+    return tasks

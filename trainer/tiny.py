@@ -6,8 +6,9 @@ folder that transformers, vLLM and SGLang load.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from palestra.types import Message, ToolSchema
 
@@ -37,7 +38,8 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- for tool in tools -%}
 {%- set f = tool.function -%}
-{{- f.name + '(' + (f.parameters.properties | join(', ')) + '): ' + f.description.split('\\n')[0] -}}
+{{- f.name + '(' + (f.parameters.properties | join(', ')) + '): ' -}}
+{{- f.description.split('\\n')[0] -}}
 {%- if not loop.last -%}{{- '\\n' -}}{%- endif -%}
 {%- endfor -%}
 {{- '<|im_end|>\\n' -}}
@@ -74,15 +76,14 @@ def train_tokenizer(
     from transformers import PreTrainedTokenizerFast
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    texts, _ = render_jinja_template(
+    rendered: Any = render_jinja_template(
         conversations=[list(messages) for messages in conversations],
         tools=list(tools) or None,
         chat_template=CHAT_TEMPLATE,
     )
     marks = [*SPECIAL_TOKENS, *TAG_TOKENS]
-    pieces = texts
-    for mark in marks:
-        pieces = [piece for text in pieces for piece in text.split(mark) if piece]
+    between_marks = re.compile("|".join(map(re.escape, marks)))
+    pieces = [piece for text in rendered[0] for piece in between_marks.split(text) if piece]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [

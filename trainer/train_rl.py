@@ -10,7 +10,7 @@ import asyncio
 import copy
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,9 +142,7 @@ async def _sample_groups(
     ]
 
 
-def _rows(
-    groups: list[Group], config: RLConfig, step: int
-) -> tuple[list[Row], dict[str, float]]:
+def _rows(groups: list[Group], config: RLConfig, step: int) -> tuple[list[Row], dict[str, float]]:
     """Training rows of the groups that teach something, and each scored episode's advantage."""
     scored = [[e for e in group if e.outcome is Outcome.SCORED] for group in groups]
     rewards = {e.id: e.reward for group in scored for e in group}
@@ -171,7 +169,7 @@ def _accumulate(
 ) -> dict[str, Any]:
     """Add the gradient of the loss, averaged over every trained token of the step."""
     total = sum(sum(row.loss_mask) for row in rows)
-    sums: Counter[str] = Counter()
+    sums: defaultdict[str, float] = defaultdict(float)
     worst = 0.0
     for chunk in micro_batches(rows, config.micro_batch_tokens):
         batch = pack(chunk, model.device)
@@ -184,10 +182,11 @@ def _accumulate(
             kl = kl_to_reference(logprobs_S, _reference_logprobs(reference, batch))
             loss_sum = loss_sum + config.kl_coefficient * kl.loss_sum
             sums["kl_ref"] += kl.loss_sum.item()
-        (loss_sum / total).backward()  # type: ignore[no-untyped-call]
+        (loss_sum / total).backward()
         differences_S = (logprobs_S.detach() - batch.sampled_logprobs_S).abs()
         worst = max(worst, differences_S.max().item())
-        sums.update(output.metrics)
+        for name, value in output.metrics.items():
+            sums[name] += value
         sums["loss"] += loss_sum.item()
         sums["entropy"] += entropies_S.sum().item()
         sums["logprob_diff_mean"] += differences_S.sum().item()

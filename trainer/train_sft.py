@@ -104,6 +104,6 @@ def _accumulate(session: Session, rows: list[Row], micro_batch_tokens: int) -> f
         batch = pack(chunk, session.model.device)
         logprobs_S, _ = token_logprobs(session.model, batch)
         output = negative_log_likelihood(logprobs_S)
-        (output.loss_sum / total).backward()  # type: ignore[no-untyped-call]
+        (output.loss_sum / total).backward()
         loss += output.loss_sum.item() / total
     return loss

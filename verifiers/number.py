@@ -74,7 +74,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 def _fraction(unsigned: str) -> Fraction | None:
     digits, _, exponent = unsigned.replace(",", "").replace("−", "-").lower().partition("e")
     # 10**exponent is computed in full: 1e999999999 would take the memory of the machine.
-    if len(exponent) > 6 or abs(int(exponent or "0")) > MAX_EXPONENT:
+    if abs(int(exponent or "0")) > MAX_EXPONENT:
         return None
     return Fraction(digits) * Fraction(10) ** int(exponent or "0")
 

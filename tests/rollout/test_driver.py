@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -19,7 +20,9 @@ from palestra.rollout import (
     ContextFull,
     Limits,
     RandomPolicy,
+    Recorder,
     ScriptedPolicy,
+    read_episodes,
     rollout,
     run_episode,
     tool_call,
@@ -541,6 +544,22 @@ def test_leaving_the_loop_cancels_what_is_in_progress() -> None:
 
     run(take_one())
     assert Waits.closed == 5
+
+
+def test_a_recorder_that_cannot_write_ends_the_rollout_with_its_own_error(tmp_path: Path) -> None:
+    class FullDisk(Recorder):
+        def append(self, episode: Episode) -> None:
+            if episode.task.id == "sum-3":
+                raise OSError("No space left on device")
+            super().append(episode)
+
+    async def play(recorder: Recorder) -> None:
+        with pytest.raises(OSError, match="No space left on device"):
+            await collect(rollout(tool_env, sums(50), SOLVES, max_concurrent=2, recorder=recorder))
+
+    with FullDisk(tmp_path / "episodes.jsonl") as recorder:
+        run(play(recorder))
+    assert len(read_episodes(tmp_path / "episodes.jsonl")) >= 2
 
 
 def test_an_environment_that_cannot_be_made_is_the_callers_to_hear() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,7 +74,7 @@ def test_any_text_reads_back_equal(tmp_path: Path, text: str) -> None:
 
 
 def test_what_json_does_not_have_is_recorded_as_text(tmp_path: Path) -> None:
-    info = {(1, 2): {"a set"}, "enum": Outcome.FAILED, "path": Path("a")}
+    info: dict[Any, Any] = {(1, 2): {"a set"}, "enum": Outcome.FAILED, "path": Path("a")}
     episode = replace(EPISODE, task=replace(EPISODE.task, info=info, answer={3: (4,)}))
     write(tmp_path / "episodes.jsonl", [episode])
     [read] = read_episodes(tmp_path / "episodes.jsonl")

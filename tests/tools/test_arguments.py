@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jsonschema
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palestra.tools import tool
@@ -174,6 +174,7 @@ _arguments: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # the machine is shared
 @given(_arguments)
 def test_what_is_accepted_fits_the_schema_that_the_model_was_shown(given_: dict[str, Any]) -> None:
     text = json.dumps(given_)
@@ -182,6 +183,7 @@ def test_what_is_accepted_fits_the_schema_that_the_model_was_shown(given_: dict[
         jsonschema.validate(json.loads(text), {**draw.parameters, "additionalProperties": False})
 
 
+@settings(deadline=None)  # the machine is shared
 @given(
     st.text()
     | st.recursive(_scalars, lambda x: st.lists(x) | st.dictionaries(st.text(), x)).map(json.dumps)

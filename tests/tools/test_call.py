@@ -3,7 +3,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from palestra.tools import parse_reply
@@ -110,6 +110,7 @@ _PIECES = [
 ]  # fmt: skip
 
 
+@settings(deadline=None)  # the machine is shared
 @given(st.lists(st.sampled_from(_PIECES) | st.text(max_size=3), max_size=40).map("".join))
 @example("<tool_call></tool_call>")
 def test_any_text_is_parsed(text: str) -> None:
@@ -133,6 +134,7 @@ _json = st.recursive(
 )
 
 
+@settings(deadline=None)  # the machine is shared
 @given(st.lists(st.dictionaries(st.text(), _json, max_size=3), min_size=1, max_size=4))
 def test_calls_that_were_written_are_read(all_arguments: list[dict[str, Any]]) -> None:
     text = "\n".join(

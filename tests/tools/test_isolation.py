@@ -59,6 +59,11 @@ def hang(pid_file: str) -> None:
         pass
 
 
+@tool(isolated=True, timeout_s=100)
+def hang_long(pid_file: str) -> None:
+    hang(pid_file)
+
+
 @tool(isolated=True, memory_mb=64)
 def allocate(mb: int) -> int:
     return len(bytearray(mb << 20))
@@ -87,8 +92,8 @@ def flood() -> str:
 _TOOLS = {
     used.name: used
     for used in (
-        add, shift, process_id, refuse, break_down, chatter, hang, allocate, die, leave, recurse,
-        flood,
+        add, shift, process_id, refuse, break_down, chatter, hang, hang_long, allocate, die,
+        leave, recurse, flood,
     )
 }  # fmt: skip
 
@@ -174,7 +179,7 @@ def test_a_cancelled_call_is_killed_with_the_processes_it_started(tmp_path: Path
     file = tmp_path / "pids"
 
     async def main() -> list[int]:
-        task = asyncio.create_task(call("hang", pid_file=str(file)))
+        task = asyncio.create_task(call("hang_long", pid_file=str(file)))
         pids = await asyncio.to_thread(wait_for, file)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

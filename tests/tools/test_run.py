@@ -10,7 +10,7 @@ from typing import Any
 
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palestra.tools import State, Tool, ToolError, parse_reply, run_call, tool
@@ -195,6 +195,7 @@ _junk = st.recursive(
 )
 
 
+@settings(deadline=None)  # the machine is shared
 @given(
     _junk
     | st.fixed_dictionaries({}, optional={"id": _junk, "function": _junk, "error": _junk})
@@ -411,6 +412,7 @@ def test_long_output_loses_its_middle() -> None:
     assert content == "a" * 8_000 + "\n[… 4,000 characters cut …]\n" + "b" * 8_000
 
 
+@settings(deadline=None)  # the machine is shared
 @given(st.text(st.characters(), max_size=50))
 def test_any_text_of_a_tool_can_be_stored(text: str) -> None:
     content = run(returning(text)).content

@@ -107,9 +107,10 @@ except TimedOut:
 def test_calls_work_in_a_forked_process() -> None:
     done = run_python(
         """
-import asyncio, os
+import asyncio, os, time
 from palestra.tools.threads import run_in_thread
 asyncio.run(run_in_thread(lambda: 1))
+time.sleep(0.1)  # until the thread is idle
 child = os.fork()
 if child == 0:
     os._exit(asyncio.run(run_in_thread(lambda: 42, timeout_s=5)))

@@ -2,6 +2,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+
 from palestra import envs
 from palestra.envs.arithmetic import ArithmeticEnv, arithmetic_tasks
 from palestra.rollout.driver import rollout

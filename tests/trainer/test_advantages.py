@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from palestra.trainer.advantages import group_relative
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from palestra.trainer.batch import Row, micro_batches, pack, rows_of
 from palestra.types import Episode, Outcome, Sampling, Task, Turn
 

@@ -1,10 +1,13 @@
+from typing import Any
+
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
 from palestra.rollout.attention import require_packable
 from palestra.trainer.batch import Row, pack
 from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.tiny import build_model
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 
 def random_rows(lengths: list[int], temperature: float = 1.0) -> list[Row]:
@@ -60,7 +63,7 @@ def test_packed_logprobs_equal_those_of_each_row_alone(make, temperature: float)
 
 
 def test_packed_gradients_equal_those_of_each_row_alone() -> None:
-    model = build_model(64, eos_id=0)
+    model: Any = build_model(64, eos_id=0)
     rows = random_rows([5, 17, 2, 9])
     token_logprobs(model, pack(rows))[0].sum().backward()
     packed = {name: p.grad.clone() for name, p in model.named_parameters()}

@@ -2,13 +2,14 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from palestra.trainer.batch import Batch
 from palestra.trainer.losses import (
     clipped_policy_loss,
     kl_to_reference,
     negative_log_likelihood,
 )
-from torch import Tensor
 
 
 def batch_of(old: list[float], advantages: list[float]) -> Batch:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from palestra.trainer.batch import Row, pack
-from palestra.trainer.losses import clipped_policy_loss, kl_to_reference
 from torch import Tensor
 from trl import GRPOTrainer
+
+from palestra.trainer.batch import Row, pack
+from palestra.trainer.losses import clipped_policy_loss, kl_to_reference
 
 
 class Oracle(GRPOTrainer):  # type: ignore[misc]

@@ -3,6 +3,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from palestra.trainer.config import SFTConfig, load_config
 from palestra.trainer.run_dir import RunDir
 
@@ -39,7 +40,10 @@ def test_a_checkpoint_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
 
     def save(text: str) -> Path:
-        return run.checkpoint("best", lambda folder: (folder / "weights").write_text(text) and None)
+        def write(folder: Path) -> None:
+            (folder / "weights").write_text(text)
+
+        return run.checkpoint("best", write)
 
     def fail(folder: Path) -> None:
         (folder / "weights").write_text("half")

@@ -4,9 +4,11 @@ import asyncio
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
 from palestra.rollout.driver import run_episode
 from palestra.rollout.recorder import read_episodes
 from palestra.trainer import train_rl, train_sft
@@ -65,12 +67,12 @@ def test_demonstrations_train_every_reply_and_nothing_else(demonstrations: Path)
     session = Session.open(config, conversations)
     messages, tools = conversations[0]
     [row] = demonstration_rows(messages, tools, session.chat_format)
-    text = session.tokenizer.decode(row.token_ids)
-    assert session.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False).startswith(
-        text
-    )
+    tokenizer: Any = session.tokenizer
+    text = tokenizer.decode(row.token_ids)
+    full = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    assert full == text + "\n"  # nothing follows the last reply but the template's newline
     trained = [i for i, trains in zip(row.token_ids, row.loss_mask, strict=True) if trains]
-    replies = session.tokenizer.decode(trained, skip_special_tokens=False).split("<|im_end|>")
+    replies = tokenizer.decode(trained, skip_special_tokens=False).split("<|im_end|>")
     assert replies.pop() == ""
     assert len(replies) == sum(m["role"] == "assistant" for m in messages)
     assert replies[-1] == messages[-1]["content"]
@@ -176,11 +178,14 @@ def test_tool_output_receives_no_gradient_end_to_end(demonstrations: Path) -> No
     messages, tools = random.Random(0).choice(conversations)
     [row] = demonstration_rows(messages, tools, session.chat_format)
     batch = pack([row])
-    states: list[torch.Tensor] = []
-    norm = session.model.base_model.norm
-    handle = norm.register_forward_hook(
-        lambda module, inputs, output: (output.retain_grad(), states.append(output))[0]
-    )
+    states: list[Any] = []
+    model: Any = session.model
+
+    def keep(module: Any, inputs: Any, output: Any) -> None:
+        output.retain_grad()
+        states.append(output)
+
+    handle = model.base_model.norm.register_forward_hook(keep)
     token_logprobs(session.model, batch)[0].sum().backward()
     handle.remove()
     gradient_T = states[0].grad[0].abs().sum(-1)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palestra.types import Unscorable
@@ -97,6 +97,7 @@ def test_a_reference_too_long_to_print_is_unscorable() -> None:
         number("42", 10**5_000)
 
 
+@settings(deadline=None)  # the machine is shared
 @given(st.integers(), st.text(alphabet="abc xyz:=\n", max_size=10))
 def test_every_integer_is_recognised_in_each_way_of_writing_it(value: int, before: str) -> None:
     for written in (f"{value}", f"{value:,}", f"{value}.0", f"{value}/1", f"{value}e0"):
@@ -104,16 +105,19 @@ def test_every_integer_is_recognised_in_each_way_of_writing_it(value: int, befor
         assert number(f"{before} {written}.", value + 1).value == 0.0
 
 
+@settings(deadline=None)  # the machine is shared
 @given(st.fractions())
 def test_every_fraction_is_recognised(value: Fraction) -> None:
     assert number(f"so {value}", str(value)).value == 1.0
 
 
+@settings(deadline=None)  # the machine is shared
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_is_recognised_as_python_prints_it(value: float) -> None:
     assert number(f"{value}", value).value == 1.0
 
 
+@settings(deadline=None)  # the machine is shared
 @given(st.text(alphabet="0123456789.,/-−+eE $%)x", max_size=60))
 def test_any_reply_is_judged(reply: str) -> None:
     assert number(reply, "42").value in (0.0, 1.0)
