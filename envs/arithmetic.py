@@ -18,7 +18,7 @@ from palestra.verifiers import number
 _COUNTS = {"train": 20_000, "test": 2_000}
 _TEST_SHARE = 11  # one in this many expressions belongs to the test split
 _MAX_OPERAND = 99
-_MAX_RESULT = 9_999  # of every step, so that no answer is long to copy
+_MAX_RESULT = 999  # of every step, so that no answer is long to copy
 
 # [left operand, operator, right operand, result] of one calculator call
 CalculatorStep = list[Any]

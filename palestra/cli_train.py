@@ -8,6 +8,10 @@ import textwrap
 from pathlib import Path
 
 from palestra.trainer.config import RLConfig, SFTConfig, StageConfig, load_config
+from palestra.trainer.model_folder import find_model_folder
+from palestra.trainer.run_dir import refuse_existing
+from palestra.view.progress import StageProgress
+from palestra.view.report import write_report
 
 STAGES: dict[str, type[StageConfig]] = {"sft": SFTConfig, "rl": RLConfig}
 
@@ -19,7 +23,14 @@ def run_stage(stage: str, path: Path, overrides: list[str]) -> int:
         ValueError: a configuration that is wrong, told before torch is imported.
     """
     config = load_config(STAGES[stage], path, overrides)
-    importlib.import_module(f"palestra.trainer.train_{stage}").train(config)
+    refuse_existing(config.out)
+    if config.model != "tiny":
+        find_model_folder(config.model)
+    module = importlib.import_module(f"palestra.trainer.train_{stage}")
+    with StageProgress() as progress:
+        result = module.train(config, progress=progress.stage(stage, config.steps))
+    print(f"checkpoint: {result.checkpoint}")
+    print(f"report:     {write_report(config.out)}")
     return 0
 
 

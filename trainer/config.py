@@ -20,7 +20,7 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(description='Hugging Face folder or id, or "tiny" (made on the spot)')
+    model: str = Field(description='model folder, Hugging Face id, or "tiny" (made on the spot)')
     out: Path = Field(description="run directory; must not exist yet")
     seed: int = Field(default=0, ge=0, description="seeds weights, task order and sampling")
     device: str = Field(default="auto", description='"auto", "cpu", "cuda" or "cuda:N"')
@@ -28,6 +28,7 @@ class StageConfig(BaseModel):
         default="float32", description="type of the weights"
     )
 
+    steps: int = Field(ge=1, description="most optimizer steps")
     learning_rate: float = Field(gt=0, lt=1, description="peak AdamW learning rate")
     warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay")

@@ -9,6 +9,7 @@ import torch
 
 from palestra.rollout.attention import require_packable
 from palestra.rollout.chat_format import ChatFormat
+from palestra.trainer.model_folder import find_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +26,7 @@ def load_policy(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = require_model_folder(folder)
+    folder = find_model_folder(folder)
     chat_format = ChatFormat.load(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
@@ -35,16 +36,6 @@ def load_policy(
     require_packable(model)
     torch.nn.Module.to(model, choose_device(device)).eval()
     return model, AutoTokenizer.from_pretrained(folder), chat_format
-
-
-def require_model_folder(folder: str | Path) -> Path:
-    """The folder as a path. Raises ValueError when it is no model folder."""
-    path = Path(folder)
-    if not path.is_dir():
-        raise ValueError(f"there is no model folder {folder}; name one that holds config.json")
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: it holds no config.json")
-    return path
 
 
 def save_policy(

@@ -82,7 +82,7 @@ async def _train(
     optimizer = Optimizer(session.model, config)
     needs_reference = config.kl_coefficient > 0 or config.log_kl
     reference = copy.deepcopy(session.model) if needs_reference else None
-    best = await session.evaluate(config, seed=config.seed)
+    best = first = await session.evaluate(config, seed=config.seed)
     best_step, checkpoint = 0, _save(run, session, "best")
     progress(0, {"heldout": best.mean})
     for step in range(1, config.steps + 1):
@@ -113,6 +113,18 @@ async def _train(
         goal = config.stop_at_success
         if goal is not None and metrics.get("heldout", 0.0) >= goal:
             break
+    run.write_summary(
+        {
+            "steps": step,
+            "best_step": best_step,
+            "heldout_before": first.mean,
+            "heldout_after": best.mean,
+            "heldout_after_low": best.low,
+            "heldout_after_high": best.high,
+            "heldout_n": best.n,
+            "checkpoint": str(checkpoint),
+        }
+    )
     return RLResult(checkpoint=checkpoint, steps=step, best_step=best_step, best=best)
 
 

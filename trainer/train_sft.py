@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from palestra.rollout.evaluate import Evaluation
 from palestra.trainer.batch import Row, micro_batches, pack
@@ -93,6 +94,10 @@ async def _train(
         "sft",
         lambda folder: save_policy(session.model, session.tokenizer, session.chat_format, folder),
     )
+    summary: dict[str, Any] = {"steps": step, "checkpoint": str(checkpoint)}
+    if evaluation is not None:
+        summary |= {"heldout_after": evaluation.mean, "heldout_n": evaluation.n}
+    run.write_summary(summary)
     return SFTResult(checkpoint=checkpoint, steps=step, evaluation=evaluation)
 
 

@@ -293,3 +293,28 @@ def test_a_module_that_cannot_be_imported_again_is_a_failure(tmp_path: Path) -> 
         [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
     )
     assert "Failure: tool:double: OSError: licence server is down" in done.stderr
+
+
+def test_a_forked_process_has_workers_of_its_own_and_leaves_its_parents_alone(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        _SCRIPT
+        + """
+@tool(isolated=True)
+def process_id() -> int:
+    return os.getpid()
+
+if __name__ == "__main__":
+    first = call(process_id)
+    child = os.fork()
+    if child == 0:
+        sys.exit(0 if call(process_id) != first else 1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), call(process_id) == first)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("0 True\n", "")

@@ -66,6 +66,7 @@ def test_the_last_number_of_the_reply_is_read_exactly(reply: str, answer: Any) -
         ("42.000000000000000000001", "42", "the last number is 420"),
         ("5/0", "5", "no number"),
         ("nan", "42", "no number"),
+        ("version 1.2.3", "3", "the last number is 6/5, not 3"),
         ("inf", "42", "no number"),
         ("10**5 x5y7", "7", "the last number is 5"),
         ("1e999999999", "42", "no number"),
