@@ -94,11 +94,11 @@ class ChatFormat:
     ) -> ChatFormat:
         """The chat format of a fast tokenizer that has a chat template.
 
-        `tool_format` is found out from the template; where another is given, tools are announced
-        and calls written in the Hermes form or as text. `history` says what happens where the
-        template rewrites earlier turns: "template" follows it (`extend` returns None), "keep"
-        appends and leaves the earlier ids alone. `options` are variables of the template, such as
-        `enable_thinking`.
+        `tool_format` is found out from the template; "hermes" works with any: if the template has
+        no tools or another form, tools are announced in the system message and calls are written
+        as text. `history` says what happens where the template rewrites earlier turns: "template"
+        follows it (`extend` returns None), "keep" appends and leaves the earlier ids alone.
+        `options` are variables of the template, such as `enable_thinking`.
 
         Raises ValueError if there is no chat template, or none that can be used.
         """
@@ -148,7 +148,8 @@ class ChatFormat:
 
         `messages_before` is what that prompt rendered and `reply` what the completion says. A
         completion that was cut short gets its end-of-turn token. None where the template would
-        print the earlier turns or the reply otherwise than they were.
+        print the earlier turns, or what the reply says, otherwise than they were; with history
+        "keep" only where the reply cannot be found in the rendering at all.
         """
         before = self._remembered_prompt(messages_before, tools)
         after = self._prompt([*messages_before, reply, *new_messages], tools)
@@ -240,20 +241,20 @@ def _preparer(
     if tool_format is not None and tool_format not in FORMATS:
         nearest = difflib.get_close_matches(tool_format, FORMATS, n=1, cutoff=0.0)[0]
         raise ValueError(f"unknown tool_format {tool_format!r}; did you mean {nearest!r}?")
-    traits = probe(template)
-    form = FORMATS[tool_format or "hermes"]
-    if traits.calls:
-        printed = find_call_form(template, end_of_turn)
-        if printed is None and tool_format is None:
-            raise ValueError(
-                "the chat template writes tool calls in a form that cannot be read back; "
-                'pass tool_format="hermes" to announce tools and write calls in that form'
-            )
-        if printed is not None and tool_format in (None, printed.name):
-            form = printed
-        else:
-            traits = replace(traits, tools=False, calls=False, several_calls=False)
-    return Preparer(traits=traits, form=form, marker=marker)
+    traits, hermes = probe(template), FORMATS["hermes"]
+    printed = find_call_form(template, end_of_turn) if traits.calls else hermes
+    if printed is not None and tool_format in (None, printed.name):
+        return Preparer(traits=traits, form=printed, marker=marker)
+    if tool_format == "hermes":  # leaving aside what the template itself would do
+        traits = replace(traits, tools=False, calls=False, several_calls=False)
+        return Preparer(traits=traits, form=hermes, marker=marker)
+    raise ValueError(
+        "the chat template writes tool calls in a form that cannot be read back; "
+        'pass tool_format="hermes" to announce tools and write calls in that form'
+        if printed is None
+        else f"the chat template writes {printed.name} calls, not {tool_format} ones; "
+        'leave tool_format out, or pass "hermes"'
+    )
 
 
 def _key(messages: Sequence[Message], tools: Sequence[ToolSchema]) -> tuple[int, ...]:

@@ -113,5 +113,7 @@ def test_a_template_that_cannot_be_used_says_why(template: str, complaint: str) 
 def test_settings_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match="did you mean 'hermes'"):
         ChatFormat.from_tokenizer(tiny_tokenizer(), tool_format="hermess")
+    with pytest.raises(ValueError, match="writes hermes calls, not llama3 ones"):
+        ChatFormat.from_tokenizer(tiny_tokenizer(), tool_format="llama3")
     with pytest.raises(ValueError, match='history must be "template" or "keep"'):
         ChatFormat.from_tokenizer(tiny_tokenizer(), history="drop")
