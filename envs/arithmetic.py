@@ -27,7 +27,7 @@ CalculatorStep = list[Any]
 class ArithmeticEnv(ToolEnv):
     """Expressions of two or three operations on numbers from 1 to 99, such as `12 + 7 * 3`.
 
-    The prompt is the expression; the answer is its value, which takes a calculator call per
+    Two operations stand in any order, three continue one another: `(12 + 7) * 3 - 40`. The prompt is the expression; the answer is its value, which takes a calculator call per
     operation. Splits "train" and "test" share no expression, not even one with reordered
     operands. `Task.info["steps"]` lists the calls of an oracle as [a, operator, b, result].
     """
@@ -81,7 +81,8 @@ def expressions(split: str, seed: int) -> Iterator[dict[str, Any]]:
     rng = random.Random(seed)
     seen: set[str] = set()
     while True:
-        expression = _draw(rng, operations=2 + int(rng.random() < 0.5))
+        operations = 2 + int(rng.random() < 0.5)
+        expression = _draw(rng, operations, from_the_left=operations == 3)
         if expression is None or expression.text in seen or _split_of(expression.text) != split:
             continue
         seen.add(expression.text)
@@ -108,13 +109,17 @@ class _Expression(NamedTuple):
 _OPERANDS = [_Expression(str(value), 3, value, []) for value in range(1, _MAX_OPERAND + 1)]
 
 
-def _draw(rng: random.Random, operations: int) -> _Expression | None:
-    """A random expression tree; None if a step's result would be too large."""
+def _draw(rng: random.Random, operations: int, *, from_the_left: bool) -> _Expression | None:
+    """A random expression tree; None if a step's result would be too large.
+
+    `from_the_left` makes every operation continue with the result of the one before it.
+    """
     if operations == 0:
-        return _OPERANDS[int(rng.random() * _MAX_OPERAND)]
-    on_the_left = int(rng.random() * operations)
-    left = _draw(rng, on_the_left)
-    right = left and _draw(rng, operations - 1 - on_the_left)
+        # One digit as often as two: how long a number is must be seen, not assumed.
+        return _OPERANDS[int(rng.random() * (9 if rng.random() < 0.5 else _MAX_OPERAND))]
+    on_the_left = operations - 1 if from_the_left else int(rng.random() * operations)
+    left = _draw(rng, on_the_left, from_the_left=from_the_left)
+    right = left and _draw(rng, operations - 1 - on_the_left, from_the_left=from_the_left)
     if left is None or right is None:
         return None
     operator = "+-*"[int(rng.random() * 3)]
@@ -123,9 +128,10 @@ def _draw(rng: random.Random, operations: int) -> _Expression | None:
     value = a + b if operator == "+" else a - b if operator == "-" else a * b
     if abs(value) > _MAX_RESULT:
         return None
-    # Parentheses exactly where the usual precedence would read another tree.
+    # Parentheses where the usual precedence would read another tree, and round what comes later
+    # but is computed first: without them `1 + 2 * 3` would be the one form not read from the left.
     left_text = f"({left.text})" if left.precedence < precedence else left.text
-    right_text = f"({right.text})" if right.precedence <= precedence else right.text
+    right_text = f"({right.text})" if right.steps else right.text
     return _Expression(
         f"{left_text} {operator} {right_text}",
         precedence,

@@ -209,12 +209,22 @@ _TEMPERATURE = _number(float, 0, "a number from 0 up")
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: a fresh runs/… folder")
     parser.add_argument("--seed", type=_SEED, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--control", action="store_true", help="deal rewards out at random: nothing may be learned"
+    )
+    parser.add_argument(
+        "--rehearsal", action="store_true", help="a few steps of everything, in seconds"
+    )
 
     def run(arguments: argparse.Namespace) -> int:
-        from palestra.demo import run_demo
+        from palestra import cli_demo
 
-        run_demo(out=arguments.out, seed=arguments.seed)
-        return 0
+        return cli_demo.run(
+            arguments.out,
+            seed=arguments.seed,
+            control=arguments.control,
+            rehearsal=arguments.rehearsal,
+        )
 
     parser.set_defaults(run=run)
 

@@ -27,6 +27,7 @@ def run_stage(stage: str, path: Path, overrides: list[str]) -> int:
     if config.model != "tiny":
         find_model_folder(config.model)
     module = importlib.import_module(f"palestra.trainer.train_{stage}")
+    importlib.import_module("palestra.trainer.load").silence_transformers()
     with StageProgress() as progress:
         result = module.train(config, progress=progress.stage(stage, config.steps))
     print(f"checkpoint: {result.checkpoint}")

@@ -32,11 +32,14 @@ HELDOUT_TASKS = 1000
 SHOWN_EPISODES = 8
 
 
-def run_demo(out: Path | None = None, *, seed: int = 0, control: bool = False) -> dict[str, Any]:
+def run_demo(
+    out: Path | None = None, *, seed: int = 0, control: bool = False, rehearsal: bool = False
+) -> dict[str, Any]:
     """Train the tiny model and return the summary, which is also written to `summary.json`.
 
     Without `out` the run goes to a fresh dated folder under `runs/`. `control` deals the rewards
-    out at random: a policy that still improved would betray a leak.
+    out at random: a policy that still improved would betray a leak. `rehearsal` takes a few steps
+    of everything, in seconds: all files are written, nothing is learned.
 
     Raises:
         ValueError: `out` exists and is not empty.
@@ -44,14 +47,17 @@ def run_demo(out: Path | None = None, *, seed: int = 0, control: bool = False) -
     started = time.perf_counter()
     # Two threads on two cores: more would wait for one another on matrices this small.
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+    from palestra.trainer.load import silence_transformers
     from palestra.trainer.run_dir import RunDir
     from palestra.view.progress import StageProgress
     from palestra.view.report import write_report
 
+    silence_transformers()
+
     path = out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     with RunDir(path) as run:
         with StageProgress() as progress:
-            summary = _train(run, seed, control, progress)
+            summary = _train(run, seed, control, rehearsal, progress)
         summary["wall_s"] = round(time.perf_counter() - started, 1)
         summary["peak_memory_mb"] = _peak_memory_mb()
         summary["run"] = str(path)
@@ -60,14 +66,21 @@ def run_demo(out: Path | None = None, *, seed: int = 0, control: bool = False) -
     return summary
 
 
-def _train(run: RunDir, seed: int, control: bool, progress: StageProgress) -> dict[str, Any]:
+def _train(
+    run: RunDir, seed: int, control: bool, rehearsal: bool, progress: StageProgress
+) -> dict[str, Any]:
     from palestra.envs.arithmetic import arithmetic_tasks
     from palestra.trainer import train_rl, train_sft
 
     heldout = arithmetic_tasks("test")[SELECTION_TASKS : SELECTION_TASKS + HELDOUT_TASKS]
-    demonstrations = run.path / "demonstrations.jsonl"
-    count = _demonstrate(demonstrations, seed)
     sft_config, rl_config = stage_configs(run.path, seed, control)
+    demonstrations = DEMONSTRATIONS
+    if rehearsal:
+        few = {"steps": 2, "eval_every": 2, "eval_tasks": 8, "stop_at_success": None}
+        sft_config = sft_config.model_copy(update=few)
+        rl_config = rl_config.model_copy(update={**few, "tasks_per_step": 4})
+        heldout, demonstrations = heldout[:16], 64
+    count = _demonstrate(sft_config.data, seed, demonstrations)
     run.write_config({"sft": _plain(sft_config), "rl": _plain(rl_config)})
 
     sft = train_sft.train(sft_config, run=run, progress=progress.stage("imitate", sft_config.steps))
@@ -108,6 +121,10 @@ def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLCon
         "max_tokens": 40,
         "max_turns": 6,
         "eval_tasks": SELECTION_TASKS,
+        # Greedy: what the policy holds most likely, without the noise of sampling.
+        "eval_temperature": 0.0,
+        # Activations of this size stay in a CPU's cache.
+        "micro_batch_tokens": 4096,
     }
     sft = SFTConfig(
         **shared,
@@ -117,9 +134,9 @@ def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLCon
         batch_rows=64,
         learning_rate=2e-3,
         warmup_steps=20,
-        eval_every=20,
-        # Enough to be rewarded now and then, and clearly imperfect.
-        stop_at_success=0.5,
+        eval_every=10,
+        # Enough to be rewarded often, and clearly imperfect.
+        stop_at_success=0.6,
     )
     rl = RLConfig(
         **shared,
@@ -136,7 +153,7 @@ def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLCon
     return sft, rl
 
 
-def _demonstrate(path: Path, seed: int) -> int:
+def _demonstrate(path: Path, seed: int, count: int) -> int:
     """Write demonstrations of an oracle, which knows each task's steps; returns how many."""
     from palestra import envs
     from palestra.envs.arithmetic import ArithmeticEnv, arithmetic_tasks
@@ -145,8 +162,8 @@ def _demonstrate(path: Path, seed: int) -> int:
     from palestra.trainer.demonstrations import write_demonstrations
 
     tasks = arithmetic_tasks("train")
-    first = seed * DEMONSTRATIONS % len(tasks)
-    chosen = (*tasks, *tasks)[first : first + DEMONSTRATIONS]
+    first = seed * count % len(tasks)
+    chosen = (*tasks, *tasks)[first : first + count]
     episodes = rollout(lambda: envs.make(ENV_ID), chosen, OraclePolicy(ArithmeticEnv.solve))
     return asyncio.run(write_demonstrations(path, episodes))
 

@@ -38,6 +38,13 @@ def load_policy(
     return model, AutoTokenizer.from_pretrained(folder), chat_format
 
 
+def silence_transformers() -> None:
+    """Keep transformers' own progress bars from breaking ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def save_policy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
