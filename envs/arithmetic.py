@@ -25,11 +25,12 @@ CalculatorStep = list[Any]
 
 
 class ArithmeticEnv(ToolEnv):
-    """Expressions of two or three operations on numbers from 1 to 99, such as `12 + 7 * 3`.
+    """Expressions of two or three operations on numbers from 1 to 99, such as `1 * 61 + 48`.
 
-    Two operations stand in any order, three continue one another: `(12 + 7) * 3 - 40`. The prompt is the expression; the answer is its value, which takes a calculator call per
-    operation. Splits "train" and "test" share no expression, not even one with reordered
-    operands. `Task.info["steps"]` lists the calls of an oracle as [a, operator, b, result].
+    Two operations stand in any order, three continue one another: `(12 + 7) * 3 - 40`. The prompt
+    is the expression; the answer is its value, which takes a calculator call per operation. Splits
+    "train" and "test" share no expression, not even one with reordered operands.
+    `Task.info["steps"]` lists the calls of an oracle as [a, operator, b, result].
     """
 
     def __init__(

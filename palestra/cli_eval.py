@@ -6,7 +6,6 @@ import asyncio
 import difflib
 import json
 import math
-import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,9 @@ from palestra.envs import Env, registry
 from palestra.rollout.driver import Limits
 from palestra.rollout.evaluate import Evaluation, evaluate
 from palestra.rollout.policy import OraclePolicy, Policy
-from palestra.types import Episode, Message, Sampling, Task
+from palestra.rollout.random_policy import RandomPolicy
+from palestra.trainer.model_folder import find_model_folder
+from palestra.types import Episode, Sampling, Task
 
 ALARMING_MASKED_SHARE = 0.02
 
@@ -93,14 +94,14 @@ def _open_policy(options: EvalOptions, env: Env) -> Iterator[Policy]:
     if options.model == "oracle":
         yield _oracle(options.env, env)
     elif options.model == "random":
-        yield _random_policy(options.seed, env)
-    elif Path(options.model).is_dir():
-        with _loaded(options) as policy:
-            yield policy
+        yield RandomPolicy()
     else:
         near = difflib.get_close_matches(options.model, ["oracle", "random"], n=1)
-        hint = f"did you mean {near[0]}?" if near else "name one, or say oracle or random"
-        raise ValueError(f"there is no model folder {options.model}: {hint}")
+        if near and not Path(options.model).exists():
+            raise ValueError(f"there is no model folder {options.model}: did you mean {near[0]}?")
+        find_model_folder(options.model)
+        with _loaded(options) as policy:
+            yield policy
 
 
 def _oracle(id: str, env: Env) -> Policy:
@@ -112,17 +113,6 @@ def _oracle(id: str, env: Env) -> Policy:
             "next reply"
         )
     return OraclePolicy(solve)
-
-
-def _random_policy(seed: int, env: Env) -> Policy:
-    """Replies drawn from the action space: the floor. The same seed gives the same replies."""
-
-    def reply(task: Task, messages: Sequence[Message]) -> Any:
-        rng = random.Random(f"{seed}-{task.id}-{len(messages)}")
-        env.action_space.seed(rng.getrandbits(32))
-        return env.action_space.sample()
-
-    return OraclePolicy(reply)
 
 
 @contextmanager

@@ -31,6 +31,9 @@ class StageConfig(BaseModel):
     steps: int = Field(ge=1, description="most optimizer steps")
     learning_rate: float = Field(gt=0, lt=1, description="peak AdamW learning rate")
     warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up")
+    learning_rate_end: float = Field(
+        default=1.0, ge=0, le=1, description="share of the peak that is left at the last step"
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW: decay of the gradient's mean")
     beta2: float = Field(

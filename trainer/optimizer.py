@@ -1,4 +1,4 @@
-"""AdamW with warm-up and gradient clipping: one optimizer step for every stage."""
+"""AdamW with a learning-rate schedule and gradient clipping: one step for every stage."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 
 class Optimizer:
-    """Steps a model's weights; the learning rate rises linearly, then stays."""
+    """Steps a model's weights; the learning rate rises linearly, then falls linearly to its end."""
 
     def __init__(self, model: PreTrainedModel, config: StageConfig) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._peak = config.learning_rate
+        self._end = config.learning_rate_end
+        self._last_step = config.steps
         self._warmup_steps = config.warmup_steps
         self._max_grad_norm = config.max_grad_norm
         self._steps = 0
@@ -32,7 +34,11 @@ class Optimizer:
     @property
     def learning_rate(self) -> float:
         """The rate of the step to come."""
-        return self._peak * min(1.0, (self._steps + 1) / max(1, self._warmup_steps))
+        step = self._steps + 1
+        if step <= self._warmup_steps:
+            return self._peak * step / self._warmup_steps
+        left = (self._last_step - step) / max(1, self._last_step - self._warmup_steps)
+        return self._peak * (self._end + (1.0 - self._end) * max(0.0, left))
 
     def step(self) -> float:
         """Clip, update, clear the gradients; returns their norm before clipping.
