@@ -18,16 +18,17 @@ from palestra.verifiers import number
 _COUNTS = {"train": 20_000, "test": 2_000}
 _TEST_SHARE = 11  # one in this many expressions belongs to the test split
 _MAX_OPERAND = 99
-_MAX_RESULT = 999  # of every step, so that no answer is long to copy
+_MAX_RESULT = 99  # of every step: no number has more than two digits
 
 # [left operand, operator, right operand, result] of one calculator call
 CalculatorStep = list[Any]
 
 
 class ArithmeticEnv(ToolEnv):
-    """Expressions of two or three operations on numbers from 1 to 99, such as `1 * 61 + 48`.
+    """Expressions of two or three operations on numbers from 1 to 99, such as `4 * 8 - 71 - 9`.
 
-    Two operations stand in any order, three continue one another: `(12 + 7) * 3 - 40`. The prompt
+    Two operations stand in any order, three continue one another, and no result has more than two
+    digits. The prompt
     is the expression; the answer is its value, which takes a calculator call per operation. Splits
     "train" and "test" share no expression, not even one with reordered operands.
     `Task.info["steps"]` lists the calls of an oracle as [a, operator, b, result].

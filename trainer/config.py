@@ -88,6 +88,9 @@ class RLConfig(StageConfig):
     group_size: int = Field(default=8, ge=2, description="attempts at each task")
     learning_rate: float = Field(default=1e-6, gt=0, lt=1, description="peak AdamW learning rate")
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
+    updates_per_step: int = Field(
+        default=1, ge=1, description="optimizer updates on each step's episodes (PPO epochs)"
+    )
     normalize_advantages: bool = Field(
         default=True, description="divide by the group's standard deviation (GRPO); false: Dr. GRPO"
     )

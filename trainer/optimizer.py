@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 
 class Optimizer:
-    """Steps a model's weights; the learning rate rises linearly, then falls linearly to its end."""
+    """Steps a model's weights; the learning rate rises linearly, then falls linearly to its end.
 
-    def __init__(self, model: PreTrainedModel, config: StageConfig) -> None:
+    `updates` is how many steps there will be at most.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: StageConfig, *, updates: int) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._peak = config.learning_rate
         self._end = config.learning_rate_end
-        self._last_step = config.steps
+        self._last_step = updates
         self._warmup_steps = config.warmup_steps
         self._max_grad_norm = config.max_grad_norm
         self._steps = 0

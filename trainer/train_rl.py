@@ -79,7 +79,7 @@ def train(
 async def _train(
     config: RLConfig, session: Session, tasks: Sequence[Task], run: RunDir, progress: Progress
 ) -> RLResult:
-    optimizer = Optimizer(session.model, config)
+    optimizer = Optimizer(session.model, config, updates=config.steps * config.updates_per_step)
     needs_reference = config.kl_coefficient > 0 or config.log_kl
     reference = copy.deepcopy(session.model) if needs_reference else None
     best = first = await session.evaluate(config, seed=config.seed)
@@ -93,8 +93,10 @@ async def _train(
         metrics = _describe(groups, advantages)
         metrics["learning_rate"] = optimizer.learning_rate
         if rows:
-            metrics |= _accumulate(session.model, reference, rows, config)
-            metrics["grad_norm"] = optimizer.step()
+            for _ in range(config.updates_per_step):
+                # What the first update measures is the policy that sampled.
+                metrics = _accumulate(session.model, reference, rows, config) | metrics
+                metrics["grad_norm"] = optimizer.step()
             await session.engine.update_weights(step)
         metrics["seconds_sample"] = sampled - started
         metrics["seconds_train"] = time.perf_counter() - sampled

@@ -65,7 +65,7 @@ def train(
 async def _train(
     config: SFTConfig, session: Session, rows: list[Row], run: RunDir, progress: Progress
 ) -> SFTResult:
-    optimizer = Optimizer(session.model, config)
+    optimizer = Optimizer(session.model, config, updates=config.steps)
     shuffle = random.Random(config.seed)
     deck: list[Row] = []
     evaluation: Evaluation | None = None

@@ -45,7 +45,7 @@ def test_tasks_are_the_same_every_time_and_differ_by_seed() -> None:
     assert [row["prompt"] for row in again] == [text_of(t) for t in arithmetic_tasks()[:100]]
     assert again != list(itertools.islice(expressions("train", 1), 100))
     # Pinned: results of runs on different machines and days are comparable.
-    assert again[0]["prompt"] == "1 * 61 + 48"
+    assert again[0]["prompt"] == "54 - 60 - 6"
 
 
 def test_tasks_need_two_or_three_calls_and_no_answer_is_a_good_guess() -> None:
@@ -56,7 +56,7 @@ def test_tasks_need_two_or_three_calls_and_no_answer_is_a_good_guess() -> None:
     answers = Counter(task.answer for task in tasks)
     assert answers.most_common(1)[0][1] < 0.02 * len(tasks)
     results = [step[3] for task in tasks for step in task.info["steps"]]
-    assert max(map(abs, results)) <= 999
+    assert max(map(abs, results)) <= 99
 
 
 def test_an_oracle_solves_every_task_with_the_calculator() -> None:

@@ -15,7 +15,7 @@ def config(**settings: float) -> SFTConfig:
 
 def rates(**settings: float) -> list[float]:
     model = build_model(16, eos_id=0)
-    optimizer = Optimizer(model, config(**settings))
+    optimizer = Optimizer(model, config(**settings), updates=int(settings["steps"]))
     seen = []
     for _ in range(int(settings["steps"])):
         seen.append(optimizer.learning_rate)
@@ -37,7 +37,7 @@ def test_the_learning_rate_falls_linearly_to_its_end() -> None:
 def test_gradients_are_scaled_down_to_the_norm() -> None:
     """One Adam step is blind to scale, so the clipped gradient itself is compared."""
     model = build_model(16, eos_id=0)
-    optimizer = Optimizer(model, config(max_grad_norm=0.5))
+    optimizer = Optimizer(model, config(max_grad_norm=0.5), updates=1)
     (100 * model.model.norm.weight.sum()).backward()
     before = model.model.norm.weight.detach().clone()
     assert optimizer.step() == pytest.approx(100 * 128**0.5)
@@ -47,7 +47,7 @@ def test_gradients_are_scaled_down_to_the_norm() -> None:
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone() -> None:
     model = build_model(16, eos_id=0)
-    optimizer = Optimizer(model, config())
+    optimizer = Optimizer(model, config(), updates=1)
     (model.model.norm.weight.sum() * float("nan")).backward()
     before = model.model.norm.weight.detach().clone()
     with pytest.raises(RuntimeError, match="gradient's norm is nan at step 1; lower learning_rate"):
