@@ -28,9 +28,8 @@ class ArithmeticEnv(ToolEnv):
     """Expressions of two or three operations on numbers from 1 to 99, such as `4 * 8 - 71 - 9`.
 
     Two operations stand in any order, three continue one another, and no result has more than two
-    digits. The prompt
-    is the expression; the answer is its value, which takes a calculator call per operation. Splits
-    "train" and "test" share no expression, not even one with reordered operands.
+    digits. The prompt is the expression; the answer is its value, which takes a calculator call per
+    operation. Splits "train" and "test" share no expression, not even one with reordered operands.
     `Task.info["steps"]` lists the calls of an oracle as [a, operator, b, result].
     """
 

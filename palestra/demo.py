@@ -121,6 +121,8 @@ def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLCon
         "max_tokens": 40,
         "max_turns": 6,
         "eval_tasks": SELECTION_TASKS,
+        # Greedy: what the policy holds most likely, without the noise of sampling.
+        "eval_temperature": 0.0,
         # Activations of this size stay in a CPU's cache.
         "micro_batch_tokens": 4096,
     }
@@ -133,9 +135,9 @@ def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLCon
         learning_rate=2e-3,
         warmup_steps=20,
         # Success appears suddenly, at a step that depends on the seed.
-        eval_every=10,
+        eval_every=5,
         # Enough to be rewarded often, and clearly imperfect.
-        stop_at_success=0.6,
+        stop_at_success=0.58,
     )
     rl = RLConfig(
         **shared,
@@ -147,7 +149,7 @@ def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLCon
         learning_rate_end=0.1,
         warmup_steps=3,
         log_kl=True,
-        stop_at_success=0.975,
+        stop_at_success=0.985,
         shuffle_rewards=control,
     )
     return sft, rl
