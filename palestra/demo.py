@@ -121,8 +121,6 @@ def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLCon
         "max_tokens": 40,
         "max_turns": 6,
         "eval_tasks": SELECTION_TASKS,
-        # Greedy: what the policy holds most likely, without the noise of sampling.
-        "eval_temperature": 0.0,
         # Activations of this size stay in a CPU's cache.
         "micro_batch_tokens": 4096,
     }
@@ -135,21 +133,21 @@ def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLCon
         learning_rate=2e-3,
         warmup_steps=20,
         # Success appears suddenly, at a step that depends on the seed.
-        eval_every=5,
+        eval_every=4,
         # Enough to be rewarded often, and clearly imperfect.
-        stop_at_success=0.58,
+        stop_at_success=0.66,
     )
     rl = RLConfig(
         **shared,
         model=str(out / "checkpoints" / "sft"),
-        steps=70,
+        steps=85,
         tasks_per_step=32,
         group_size=8,
         learning_rate=2.5e-4,
         learning_rate_end=0.1,
         warmup_steps=3,
         log_kl=True,
-        stop_at_success=0.985,
+        stop_at_success=0.98,
         shuffle_rewards=control,
     )
     return sft, rl
