@@ -83,7 +83,7 @@ def trl_s_per_step(data: Path, steps: int) -> float:
     )
     times: list[float] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.started = time.perf_counter()
 
