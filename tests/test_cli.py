@@ -242,8 +242,11 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; from palestra.cli import main; sys.exit(main())"
     )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    model = f"model={tmp_path / 'model'}"
     done = subprocess.run(
-        [sys.executable, "-c", code, "train", "rl", write_config(tmp_path)],
+        [sys.executable, "-c", code, "train", "rl", write_config(tmp_path), model],
         capture_output=True,
         text=True,
         timeout=60,
