@@ -37,6 +37,9 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,
+            # glibc would reserve 64 MB of address space for each thread that allocates, at a moment
+            # of its own choosing: that must not count as the memory of the tool that runs then.
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

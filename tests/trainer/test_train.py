@@ -18,6 +18,7 @@ from palestra.trainer.demonstrations import demonstration_rows, read_demonstrati
 from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.session import Session, make_env, tasks_of
 from palestra.types import Sampling
+from palestra.verifiers.run import last_reply
 
 ENV = "palestra/Arithmetic-v0"
 
@@ -118,24 +119,25 @@ def test_rl_writes_metrics_episodes_transcripts_and_the_best_checkpoint(
     assert {"prompt", "sampled"} <= roles
 
 
-def reward_even_replies(reply: str) -> float:
-    return float(len(reply) % 2 == 0)
-
-
 def test_rl_raises_the_probability_of_what_was_rewarded(tmp_path: Path, imitator: Path) -> None:
-    """One task, a reward that any policy meets half the time: five steps must raise it."""
+    """One task, and a reward for the character that about half of the first replies hold."""
     from palestra import ToolEnv, envs
 
+    rewarded: list[str] = []
+
+    def holds_the_character(reply: str) -> bool:
+        return bool(rewarded) and rewarded[0] in reply
+
     envs.register(
-        "EvenReply-v0",
+        "HoldsCharacter-v0",
         ToolEnv,
         tasks=[{"prompt": "1 + 1"}],
-        verifier=reward_even_replies,
+        verifier=holds_the_character,
         force=True,
     )
     run = tmp_path / "run"
     settings = {
-        "env": "EvenReply-v0",
+        "env": "HoldsCharacter-v0",
         "env_args": {},
         "steps": 8,
         "tasks_per_step": 1,
@@ -144,9 +146,31 @@ def test_rl_raises_the_probability_of_what_was_rewarded(tmp_path: Path, imitator
         "eval_tasks": 1,
         "learning_rate": 3e-3,
     }
-    train_rl.train(rl_config(run, imitator, **settings))
+    config = rl_config(run, imitator, **settings)
+    replies = first_replies(config, 64)
+    characters = sorted(set("".join(replies)))
+    shares = {c: sum(c in reply for reply in replies) / len(replies) for c in characters}
+    rewarded.append(min(characters, key=lambda c: abs(shares[c] - 0.5)))
+    assert 0.1 < shares[rewarded[0]] < 0.8
+
+    train_rl.train(config)
     rewards = [float(str(m["reward_mean"])) for m in metrics_of(run)]
     assert sum(rewards[-2:]) / 2 > rewards[0] + 0.1
+
+
+def first_replies(config: RLConfig, count: int) -> list[str]:
+    session = Session.open(config)
+    [task] = tasks_of(config, "train")[:1]
+    env = make_env(config, "train")()
+    sampling = Sampling(max_tokens=config.max_tokens)
+    return [
+        last_reply(
+            asyncio.run(
+                run_episode(env, session.policy, task, sampling=sampling, sample=sample)
+            ).messages
+        )
+        for sample in range(count)
+    ]
 
 
 def test_the_engine_and_the_trainer_agree_on_every_sampled_token(imitator: Path) -> None:
