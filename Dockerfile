@@ -15,9 +15,21 @@ ENV PYTHONSAFEPATH=1 \
     PIP_NO_CACHE_DIR=1
 RUN useradd --create-home --uid 1000 agent
 
-FROM base AS sandbox
+# Python, a shell, git and packages; the label says which, so that palestra can tell. Nothing of the
+# environment that the other images need: the policy's programs would inherit it.
+FROM ${BASE} AS sandbox
+ARG PACKAGES="numpy pandas sympy pytest"
+LABEL palestra.packages="${PACKAGES}"
+RUN apt-get update && apt-get install -y --no-install-recommends git \
+    && rm -rf /var/lib/apt/lists/*
+COPY constraints.txt /opt/constraints.txt
+RUN python3 -m venv /opt/pip \
+    && PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore /opt/pip/bin/pip \
+    --python "$(command -v python3)" install --no-cache-dir -c /opt/constraints.txt ${PACKAGES} \
+    && rm -r /opt/pip /opt/constraints.txt
+RUN useradd --uid 1000 --home-dir /work --create-home agent
 USER agent
-WORKDIR /home/agent
+WORKDIR /work
 CMD ["python3"]
 
 # The wheel is built apart, so that no image carries sources or build tools.

@@ -13,9 +13,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := dev,plot,serve,train
+EXTRAS := dev,docker,plot,sandbox,serve,tools,train
 TORCH := $(shell grep -E '^torch==' constraints.txt)
-PYTEST := $(BIN)/python -m pytest
+# The tests of the sandboxes start containers. Where there is no Docker and none can be started, they
+# are skipped, with the reason; in CI they fail.
+PYTEST = DOCKER_HOST="$$(.ci/start-docker)" $(BIN)/python -m pytest
 
 .PHONY: help setup demo check format test test-full bench clean chromium links
 

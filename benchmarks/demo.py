@@ -135,7 +135,8 @@ def main() -> None:
     quick = parser.parse_args().quick
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
     figures: dict[str, float] = {}
-    table = Table("run", "before", "after", "lower 95%", "n", "seconds", "MiB")
+    columns = ("before", "after", "lower 95%", "n", "seconds", "processor seconds", "MiB")
+    table = Table("run", *columns)
     with tempfile.TemporaryDirectory() as folder:
         runs = {f"seed{seed}": ["--seed", str(seed)] for seed in ([0] if quick else [0, 1, 2])}
         if not quick:
@@ -144,11 +145,12 @@ def main() -> None:
             extra = ["--rehearsal"] if quick else []
             summary = run_demo(Path(folder) / name, *options, *extra)
             keys = ("heldout_before", "heldout_after", "heldout_after_low", "heldout_n")
-            for key in (*keys, "wall_s", "peak_memory_mb", "sft_steps", "rl_steps"):
+            costs = ("wall_s", "cpu_s", "peak_memory_mb")
+            for key in (*keys, *costs, "sft_steps", "rl_steps"):
                 figures[f"{name}.{key}"] = summary[key]
             if summary["control_gain"] is not None:
                 figures["control_gain"] = summary["control_gain"]
-            shown = [summary[key] for key in (*keys, "wall_s", "peak_memory_mb")]
+            shown = [summary[key] for key in (*keys, *costs)]
             table.add_row(name, *map(str, shown))
         data = Path(folder) / "demonstrations.jsonl"
         write_data(data, 512)

@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium
 
-from palestra.envs import event_loop
+from palestra.tools import event_loop
 from palestra.envs.outcome import guarded_reset, guarded_step, release
 from palestra.envs.spaces import Action, Chat, Observation, Reply
 from palestra.types import Outcome, Score

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Callable, Mapping, Sequence
+import copy
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gymnasium.error import ResetNeeded
@@ -13,25 +13,35 @@ from palestra.envs.env import Env, Step
 from palestra.envs.outcome import UsageError
 from palestra.envs.spaces import Action, Observation, copy_message, is_reply
 from palestra.envs.tasks import TaskSet
-from palestra.tools import State, Tool, parse_reply, run_call
-from palestra.types import Message, Score, Task, ToolResult
+from palestra.tools import State, Tool, ToolSource, parse_reply
+from palestra.tools.sandboxes import Sandbox, SandboxSpec
+from palestra.tools.threads import run_in_thread
+from palestra.tools.toolbox import OpenToolbox, Toolbox
+from palestra.tools.trouble import one_line
+from palestra.types import Failure, Message, Score, Task, ToolResult
 from palestra.verifiers import check_verifier, run_verifier
+
+# What `setup` may ask for by parameter name.
+_SETUP_PARAMETERS = ("sandbox", "task")
 
 
 class ToolEnv(Env):
     """A policy works on a task with tools; a verifier judges where it ends.
 
-    A reply without a tool call ends the episode (override `observe` for other rules), and so does
-    reply number `max_turns`, as truncated. Calls of one reply run concurrently. The reward comes
-    with the last step.
+    A reply without a tool call ends the episode (override `observe` for other rules), and so do a
+    tool that submits the answer and reply number `max_turns`, as truncated. Calls of one reply run
+    concurrently, except those that share the sandbox. The reward comes with the last step.
 
     `tasks` is anything `TaskSet.load` reads, with `split`, `task_seed` and `task_limit`. `state`
-    makes the object that tools with a `State` parameter share during an episode.
+    makes the object that tools with a `State` parameter share during an episode. `sandbox` is what
+    those with a `Sandbox` parameter share, the default one if None; the verifier may ask for it,
+    too, by the name "sandbox". `setup(sandbox, task)`, which may be asynchronous, puts files into
+    every sandbox before it is used; what it raises is our fault.
 
     Raises:
         ValueError: unreadable tasks, something that is no tool, two tools of one name, a verifier
-            with parameters it cannot be given, a tool that needs another `state`, or a number out
-            of range.
+            with parameters it cannot be given, a tool that needs another `state`, a sandbox that
+            cannot be had here, or a number out of range.
     """
 
     def __init__(
@@ -39,11 +49,13 @@ class ToolEnv(Env):
         *,
         tasks: Any,
         verifier: Callable[..., Any],
-        tools: Sequence[Tool] = (),
+        tools: Sequence[Tool | ToolSource] = (),
         split: str = "train",
         system_prompt: str | None = None,
         max_turns: int = 8,
         state: Callable[[], State] = State,
+        sandbox: SandboxSpec | None = None,
+        setup: Callable[..., Any] | None = None,
         task_seed: int = 0,
         task_limit: int | None = None,
         max_tool_calls_per_turn: int = 16,
@@ -58,10 +70,21 @@ class ToolEnv(Env):
                 raise ValueError(f"{name} must be at least 1, got {number}")
         if not verifier_timeout_s > 0:
             raise ValueError(f"verifier_timeout_s must be positive, got {verifier_timeout_s}")
+        if sandbox is not None and not isinstance(sandbox, SandboxSpec):
+            raise ValueError(f"sandbox must be a SandboxSpec, got {sandbox!r:.80}")
         check_verifier(verifier)
+        if setup is not None:
+            _check_setup(setup)
         self.tasks = TaskSet.load(tasks, split=split, seed=task_seed, limit=task_limit)
-        self.tools = _by_name(tools)
-        _check_state(self.tools, state)
+        self._toolbox = Toolbox(
+            tools,
+            state=state,
+            sandbox=sandbox,
+            needs_sandbox=setup is not None or _asks_for(verifier, "sandbox"),
+            max_calls=max_tool_calls_per_turn,
+        )
+        self.tools = self._toolbox.tools
+        self.setup = setup
         self.verifier = verifier
         self.max_turns = max_turns
         self.max_tool_calls_per_turn = max_tool_calls_per_turn
@@ -69,11 +92,10 @@ class ToolEnv(Env):
         self._system = (
             () if system_prompt is None else ({"role": "system", "content": system_prompt},)
         )
-        self._make_state = state
-        self._schemas_json = json.dumps([tool.schema() for tool in self.tools.values()])
         self._turns_left = 0
+        self._opened: OpenToolbox | None = None
+        self._submitted: str | None = None
         self.task: Task | None = None
-        self.state: State | None = None
         self.messages: list[Message] = []  # the conversation so far
 
     async def areset(
@@ -81,26 +103,34 @@ class ToolEnv(Env):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode on `options["task"]` (a `Task`, its id or index) or on any task."""
         await super().areset(seed=seed, options=options)
-        self.task = self._pick((options or {}).get("task"))
-        self.state = self._make_state()
+        await self.arelease()  # of an episode that was left
+        self.task = task = self._pick((options or {}).get("task"))
+        prepare = None if self.setup is None else _preparing(self.setup, task)
+        self._opened = await self._toolbox.open(task, prepare)
+        self._submitted = None
         prompt = (*self._system, *self.task.messages)
         self.messages = [copy_message(message) for message in prompt]
         self._turns_left = self.max_turns
         # The policy gets its own copies: neither the task nor the next episode may change with
         # what it does to them.
-        tools = tuple(json.loads(self._schemas_json))
-        return tuple(map(copy_message, prompt)), {"task": self.task, "tools": tools}
+        return tuple(map(copy_message, prompt)), {
+            "task": self.task,
+            "tools": copy.deepcopy(self._opened.schemas),
+        }
 
     async def astep(self, action: Action) -> Step:
         """Run the reply's tool calls; `info["tool_results"]` holds their `ToolResult`s."""
-        if self._turns_left < 1:
+        if self._turns_left < 1 or self._opened is None:
             raise ResetNeeded("the episode has ended or never began: call reset() first")
         reply = _read(action)
         self._turns_left -= 1
         self.messages.append(reply)
-        results = await self._run_calls(reply.get("tool_calls") or ())
-        observation = await self.observe(reply, results)
+        results = await self._opened.run(reply.get("tool_calls") or ())
         info: dict[str, Any] = {"tool_results": results}
+        if (submitted := self._opened.submitted(results)) is not None:
+            self._submitted = submitted.content or None
+            return await self.finish((), info, terminated=True, stop_reason="answer")
+        observation = await self.observe(reply, results)
         if observation is None:
             stop_reason = "env" if results else "answer"
             return await self.finish((), info, terminated=True, stop_reason=stop_reason)
@@ -113,28 +143,44 @@ class ToolEnv(Env):
     async def observe(self, reply: Message, results: tuple[ToolResult, ...]) -> Observation | None:
         """What the environment says to a reply; None ends the episode.
 
-        Override it for episodes that end otherwise (a `submit` tool that sets a flag in
-        `self.state`) or go on without a call (a simulated user who answers).
+        Override it for episodes that end otherwise (a goal reached, as `self.state` tells) or go on
+        without a call (a simulated user who answers).
         """
         return tuple(result.message() for result in results) or None
 
     async def ascore(self, stop_reason: str) -> Score:
-        """The verifier's verdict on the conversation."""
+        """The verifier's verdict on the conversation, or on the answer that was submitted."""
         assert self.task is not None
+        opened = self._opened
         self._turns_left = 0
         return await run_verifier(
             self.verifier,
             task=self.task,
             messages=self.messages,
+            reply=self._submitted,
             state=self.state,
+            sandbox=self.sandbox,
+            fresh_sandbox=None if opened is None else opened.new_sandbox,
             stop_reason=stop_reason,
             timeout_s=self.verifier_timeout_s,
         )
 
+    @property
+    def state(self) -> State | None:
+        """What the episode's tools share; None outside of an episode."""
+        return None if self._opened is None else self._opened.state
+
+    @property
+    def sandbox(self) -> Sandbox | None:
+        """The episode's sandbox; None where nothing needs one, and outside of an episode."""
+        return None if self._opened is None else self._opened.sandbox
+
     async def arelease(self) -> None:
-        """Drop the episode's state; it takes a reset to go on."""
-        self.state = None
+        """Drop the episode's state and sandbox; it takes a reset to go on."""
         self._turns_left = 0
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            await opened.aclose()
 
     def _pick(self, choice: object) -> Task:
         if choice is None:
@@ -153,58 +199,41 @@ class ToolEnv(Env):
             f"got {choice!r}"
         )
 
-    async def _run_calls(self, calls: Sequence[dict[str, Any]]) -> tuple[ToolResult, ...]:
-        allowed, refused = (
-            calls[: self.max_tool_calls_per_turn],
-            calls[self.max_tool_calls_per_turn :],
-        )
-        hidden: dict[type, Any] = {State: self.state}
-        if len(allowed) <= 1:  # the usual case needs no asyncio task of its own
-            results = [await run_call(call, self.tools, hidden) for call in allowed]
-        else:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    running = [
-                        group.create_task(run_call(call, self.tools, hidden)) for call in allowed
-                    ]
-            except BaseExceptionGroup as errors:
-                first = errors.exceptions[0]
-                raise first from first.__cause__
-            results = [task.result() for task in running]
-        return (*results, *(self._refuse(call) for call in refused))
 
-    def _refuse(self, call: dict[str, Any]) -> ToolResult:
-        function = call.get("function")
-        return ToolResult(
-            call_id=str(call.get("id", "")),
-            name=str(function.get("name", "")) if isinstance(function, dict) else "",
-            content=f"not run: at most {self.max_tool_calls_per_turn} tool calls in one reply",
-            error="too_many_calls",
-        )
+def _asks_for(verifier: Callable[..., Any], name: str) -> bool:
+    return name in inspect.signature(verifier).parameters
 
 
-def _by_name(tools: Sequence[object]) -> dict[str, Tool]:
-    found: dict[str, Tool] = {}
-    for tool in tools:
-        if not isinstance(tool, Tool):
-            name = getattr(tool, "__name__", repr(tool))
-            raise ValueError(f"{name} is not a tool: write @tool above its definition")
-        if tool.name in found:
-            raise ValueError(f'two tools are called "{tool.name}": rename one with @tool(name=…)')
-        found[tool.name] = tool
-    return found
+def _check_setup(setup: Callable[..., Any]) -> None:
+    name = getattr(setup, "__name__", repr(setup))
+    if not callable(setup):
+        raise ValueError(f"setup must be a function, got {name}")
+    for parameter in inspect.signature(setup).parameters.values():
+        known = parameter.name in _SETUP_PARAMETERS
+        if not known and parameter.default is inspect.Parameter.empty:
+            raise ValueError(
+                f'setup {name} asks for "{parameter.name}", but it can only be given '
+                f"{', '.join(_SETUP_PARAMETERS)}"
+            )
 
 
-def _check_state(tools: Mapping[str, Tool], state: Callable[[], State]) -> None:
-    """A tool that is never given the state it needs would fail every episode."""
-    if not isinstance(state, type):
-        return  # a function: what it makes is known only in an episode
-    for tool in tools.values():
-        for wanted in tool.hidden.values():
-            if issubclass(wanted, State) and not issubclass(state, wanted):
-                raise ValueError(
-                    f'tool "{tool.name}" needs a {wanted.__name__}: pass state={wanted.__name__}'
-                )
+def _preparing(setup: Callable[..., Any], task: Task) -> Callable[[Sandbox], Any]:
+    wanted = inspect.signature(setup).parameters
+
+    async def prepare(sandbox: Sandbox) -> None:
+        available = {"sandbox": sandbox, "task": task}
+        given = {name: available[name] for name in _SETUP_PARAMETERS if name in wanted}
+        try:
+            if inspect.iscoroutinefunction(setup):
+                await setup(**given)
+            else:
+                await run_in_thread(lambda: setup(**given))
+        except Failure:
+            raise
+        except (Exception, SystemExit) as error:
+            raise Failure("setup", one_line(error)) from error
+
+    return prepare
 
 
 def _read(action: Action) -> Message:

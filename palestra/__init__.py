@@ -15,7 +15,7 @@ from palestra.types import Episode, Failure, Outcome, Score, Task, ToolError, Tu
 if TYPE_CHECKING:
     from palestra import envs, rollout, tools, trainer, verifiers
     from palestra.envs import Env, TaskSet, ToolEnv, make, register
-    from palestra.tools import State, tool
+    from palestra.tools import Sandbox, SandboxSpec, State, tool
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,8 @@ __all__ = [
     "Episode",
     "Failure",
     "Outcome",
+    "Sandbox",
+    "SandboxSpec",
     "Score",
     "State",
     "Task",
@@ -44,6 +46,8 @@ __all__ = [
 
 _HOME = {
     "Env": "palestra.envs",
+    "Sandbox": "palestra.tools",
+    "SandboxSpec": "palestra.tools",
     "State": "palestra.tools",
     "TaskSet": "palestra.envs",
     "ToolEnv": "palestra.envs",

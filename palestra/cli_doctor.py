@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
+from palestra.tools.sandboxes import SAFE, Capabilities, Guarantee, SandboxSpec, all_capabilities
+
 GIB = 1 << 30
-# System calls of Linux that Python has no name for.
-SYS_LANDLOCK_CREATE_RULESET = 444
-LANDLOCK_CREATE_RULESET_VERSION = 1
-CLONE_NEWUSER = 0x10000000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,14 +35,18 @@ class Finding:
 def report(*, as_json: bool) -> int:
     """Print every finding; 0 even when something is missing: what is needed depends on the use."""
     findings = list(examine())
+    offers = all_capabilities(SandboxSpec())
     if as_json:
-        print(json.dumps({finding.name: asdict(finding) for finding in findings}, indent=2))
+        found: dict[str, object] = {finding.name: asdict(finding) for finding in findings}
+        found["sandboxes"] = {offered.backend: asdict(offered) for offered in offers}
+        print(json.dumps(found, indent=2))
         return 0
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         mark = {True: "yes", False: "no", None: "-"}[finding.ok]
         advice = f"  ({finding.advice})" if finding.advice else ""
         print(f"{finding.name:<{width}}  {mark:<3}  {finding.found}{advice}")
+    print_guarantees(offers)
     return 0
 
 
@@ -65,10 +68,9 @@ def examine() -> Iterator[Finding]:
     yield _package("transformers", "pip install 'palestra[train]'")
     yield _package("vllm", "optional: a faster engine, in an environment of its own")
     yield _package("sglang", "optional: a faster engine, in an environment of its own")
-    yield _docker()
-    yield _user_namespaces()
-    yield _landlock()
     yield _chromium()
+    for offered in all_capabilities(SandboxSpec()):
+        yield _sandbox(offered)
 
 
 def _cores() -> Finding:
@@ -120,46 +122,30 @@ def _package(name: str, advice: str) -> Finding:
     return Finding(name=name, found="installed, of unknown version")
 
 
-def _docker() -> Finding:
-    def answers(address: str) -> bool:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(2)
-            connection.connect(address)
-            connection.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
-            return b"200" in connection.recv(64)
-
-    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    if not host.startswith("unix://"):
-        return Finding(name="docker", found=f"a remote daemon, {host}, not asked", ok=None)
-    if _holds(lambda: answers(host.removeprefix("unix://"))):
-        return Finding(name="docker", found="the daemon answers")
-    return Finding(
-        name="docker", found="no daemon", ok=None, advice="only the docker sandbox needs it"
-    )
-
-
-def _user_namespaces() -> Finding:
-    # Tried in a process of its own: a namespace once entered cannot be left.
-    code = f"import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare({CLONE_NEWUSER}) != 0)"
-    if sys.platform == "linux" and _output_of([sys.executable, "-I", "-S", "-c", code]) is not None:
-        return Finding(name="user namespaces", found="may be created")
-    return Finding(
-        name="user namespaces", found="denied", ok=False, advice="sandboxes fall back to landlock"
-    )
-
-
-def _landlock() -> Finding:
-    def version() -> int:
-        return int(
-            ctypes.CDLL(None).syscall(
-                SYS_LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION
-            )
+def _sandbox(offered: Capabilities) -> Finding:
+    name = f"sandbox {offered.backend}"
+    if offered.backend == "unsafe":
+        return Finding(name=name, found="protects nothing: only when asked for by name", ok=None)
+    if not offered.available:
+        return Finding(name=name, found="not available", ok=None, advice=offered.problem)
+    missing = offered.missing(SAFE)
+    if missing:
+        advice = (
+            f"lacks {', '.join(missing)}: refused by environments that do not say they do without"
         )
+        return Finding(name=name, found="works, not for hostile code", ok=None, advice=advice)
+    return Finding(name=name, found=f"holds all of the {len(SAFE)} default guarantees")
 
-    abi = version() if sys.platform == "linux" else -1
-    if abi > 0:
-        return Finding(name="landlock", found=f"version {abi} of its interface")
-    return Finding(name="landlock", found="not offered by this kernel", ok=None)
+
+def print_guarantees(offers: list[Capabilities]) -> None:
+    """A table: what each backend that works here guarantees, and how."""
+    offers = [offered for offered in offers if offered.available]
+    table = Table("sandbox guarantee", *(offered.backend for offered in offers))
+    for guarantee in Guarantee:
+        name = f"{guarantee} *" if guarantee in SAFE else str(guarantee)
+        table.add_row(name, *(offered.guarantees.get(guarantee, "-") for offered in offers))
+    Console().print(table)
+    print("* required by default; see docs/sandboxes.md")
 
 
 def _chromium() -> Finding:
@@ -177,13 +163,6 @@ def _read(path: str) -> str:
         return Path(path).read_text().strip()
     except OSError:
         return ""
-
-
-def _holds(probe: Callable[[], bool]) -> bool:
-    try:
-        return probe()
-    except OSError:
-        return False
 
 
 def _output_of(command: list[str]) -> str | None:

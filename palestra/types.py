@@ -28,7 +28,18 @@ class ToolError(Exception):
 
 
 class Unscorable(Exception):
-    """The reference or the judge is at fault, proven on the host; the answer gets no score."""
+    """The reference or the judge is at fault, proven on the host; the answer gets no score.
+
+    `cause` is a short stable key under which the masked episode is counted.
+    """
+
+    def __init__(self, detail: str = "", *, cause: str = "verifier:reference") -> None:
+        super().__init__(detail)
+        self.cause = cause
+
+
+class BadScore(ValueError):
+    """A verdict that is none: not finite, or out of range. The verifier's fault, never a reward."""
 
 
 class Failure(Exception):
@@ -63,7 +74,7 @@ class Score:
     value unless a rubric says otherwise. `parts` names what the verdict is made of.
 
     Raises:
-        ValueError: value outside [0, 1], or a reward or part that is not finite.
+        BadScore: value outside [0, 1], or a reward or part that is not finite.
     """
 
     value: float
@@ -73,12 +84,12 @@ class Score:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.value <= 1.0:  # also false for NaN
-            raise ValueError(f"a score's value must be between 0 and 1, got {self.value}")
+            raise BadScore(f"a score's value must be between 0 and 1, got {self.value}")
         if self.reward is None:
             object.__setattr__(self, "reward", float(self.value))
         for name, number in {"reward": self.reward, **self.parts}.items():
             if number is None or not math.isfinite(number):
-                raise ValueError(f"a score's {name} must be a finite number, got {number}")
+                raise BadScore(f"a score's {name} must be a finite number, got {number}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -170,8 +170,11 @@ def test_a_broken_package_does_not_take_the_others_down(tmp_path: Path) -> None:
 def test_doctor_says_what_the_machine_offers_without_importing_torch() -> None:
     done = palestra("doctor", "--json")
     findings = json.loads(done.stdout)
-    for name in ("python", "cores", "memory", "gpu", "torch", "docker", "landlock", "chromium"):
+    for name in ("python", "cores", "memory", "gpu", "torch", "chromium", "sandbox unsafe"):
         assert findings[name]["found"]
+    sandboxes = findings["sandboxes"]
+    assert list(sandboxes) == ["namespace", "landlock", "docker", "unsafe"]
+    assert all(offer["problem"] or offer["guarantees"] for offer in sandboxes.values())
     verbose = subprocess.run(
         [sys.executable, "-X", "importtime", COMMAND, "doctor"],
         capture_output=True,

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from palestra.tools import isolation
 from palestra.tools.output import as_text, shortened
-from palestra.tools.schema import Arguments
+from palestra.tools.schema import Arguments, ToolArguments
 from palestra.tools.tool import Tool
 from palestra.tools.trouble import RESOURCE_ERRORS, one_line
 from palestra.types import ToolError
@@ -95,7 +95,7 @@ def _devnull() -> IO[str]:
 
 
 @functools.cache
-def _find(module: str, file: str | None, qualname: str) -> tuple[Callable[..., Any], Arguments]:
+def _find(module: str, file: str | None, qualname: str) -> tuple[Callable[..., Any], ToolArguments]:
     found = operator.attrgetter(qualname)(_import(module, file))
     if isinstance(found, Tool):
         return found.function, found.arguments

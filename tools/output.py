@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -13,7 +14,8 @@ MAX_OUTPUT_CHARS = 16_000
 def as_text(value: Any) -> str:
     """Strings as they are, None as nothing, the rest as compact JSON or else its `str`.
 
-    Long output loses its middle, with a note; what UTF-8 cannot encode is replaced.
+    Bytes are shown if they are UTF-8, and named if they are not. Long output loses its middle, with
+    a note; what UTF-8 cannot encode is replaced.
     """
     if inspect.isawaitable(value):
         close = getattr(value, "close", lambda: None)
@@ -21,6 +23,8 @@ def as_text(value: Any) -> str:
         raise TypeError("the tool returned an awaitable: define it with `async def`")
     if isinstance(value, str):
         text = value
+    elif isinstance(value, bytes | bytearray | memoryview):
+        text = decoded(bytes(value))
     elif value is None:
         return ""
     else:
@@ -29,6 +33,14 @@ def as_text(value: Any) -> str:
         except PydanticSerializationError:  # e.g. circular
             text = str(value)
     return printable(shortened(text))
+
+
+def decoded(data: bytes) -> str:
+    """The text that bytes are in UTF-8, or a note that they are none."""
+    if b"\0" not in data:
+        with contextlib.suppress(UnicodeDecodeError):
+            return data.decode()
+    return f"[binary data, {len(data):,} bytes, not shown]"
 
 
 def shortened(text: str, max_chars: int = MAX_OUTPUT_CHARS) -> str:

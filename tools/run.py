@@ -11,12 +11,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from palestra.tools.hidden import TimeLimit
 from palestra.tools.isolation import run_isolated
 from palestra.tools.output import as_text, printable, shortened
 from palestra.tools.problems import BadArguments, shown
+from palestra.tools.sandboxes.sandbox import Sandbox, SandboxDied
 from palestra.tools.threads import run_in_thread
 from palestra.tools.tool import Tool
-from palestra.tools.trouble import RESOURCE_ERRORS, OutOfResources, TimedOut, one_line
+from palestra.tools.trouble import RESOURCE_ERRORS, OutOfResources, Stopped, TimedOut, one_line
 from palestra.types import Failure, ToolError, ToolResult, Unscorable
 
 _logger = logging.getLogger(__name__)
@@ -38,10 +40,11 @@ async def run_call(
     """Run one entry of a message's `tool_calls`; whatever is wrong with it becomes the answer.
 
     `tools` is keyed by name, `hidden` holds what the environment injects by type, e.g.
-    `{State: state}`.
+    `{State: state, Sandbox: sandbox}`.
 
     Raises:
-        Failure: the tool itself is broken (cause "tool:NAME"), never because of the call.
+        Failure: the tool itself is broken (cause "tool:NAME"), or what it works with (e.g.
+            "sandbox:docker"), never because of the call.
     """
     start = time.perf_counter()
     call = call if isinstance(call, Mapping) else {}
@@ -114,6 +117,10 @@ async def _run(tool: Tool, arguments: str, hidden: Mapping[Any, Any]) -> str:
         if not (tool.is_async or tool.isolated):
             _warn_of_thread(tool.name)
         raise _Refusal("timeout", f"{tool.name} timed out after {tool.timeout_s:g} s") from None
+    except Stopped as stopped:
+        raise _Refusal(stopped.kind, str(stopped)) from None
+    except SandboxDied as death:
+        raise _Refusal("resources", str(death)) from None
     except OutOfResources as error:
         raise _Refusal("resources", f"{tool.name} ran out of resources: {error}") from None
     except RESOURCE_ERRORS as error:
@@ -143,7 +150,7 @@ async def _invoke(
         return await run_in_thread(
             lambda: as_text(tool.function(**given)), timeout_s=tool.timeout_s
         )
-    deadline = asyncio.timeout(tool.timeout_s)
+    deadline = asyncio.timeout(None if _keeps_time(tool) else tool.timeout_s)
     try:
         async with deadline:
             return as_text(await tool.function(**given))
@@ -151,6 +158,10 @@ async def _invoke(
         if deadline.expired():
             raise TimedOut from None
         raise  # the tool's own, e.g. of a connection
+
+
+def _keeps_time(tool: Tool) -> bool:
+    return TimeLimit in tool.hidden.values()
 
 
 @functools.cache  # once per tool: a policy may time out in every episode
@@ -163,15 +174,23 @@ def _warn_of_thread(name: str) -> None:
 
 
 def _inject(tool: Tool, hidden: Mapping[Any, Any]) -> dict[str, Any]:
-    injected = {}
+    injected: dict[str, Any] = {}
     for parameter, wanted in tool.hidden.items():
+        if wanted is TimeLimit:
+            injected[parameter] = TimeLimit(tool.timeout_s)
+            continue
         found = [value for value in hidden.values() if isinstance(value, wanted)]
         if not found:
             given = ", ".join(type(value).__name__ for value in hidden.values()) or "nothing"
+            example = (
+                "sandbox=SandboxSpec()"
+                if issubclass(wanted, Sandbox)
+                else f"state={wanted.__name__}"
+            )
             raise Failure(
                 f"tool:{tool.name}",
                 f'parameter "{parameter}" needs a {wanted.__name__}, the environment has {given}: '
-                f"give it one, e.g. ToolEnv(state={wanted.__name__})",
+                f"give it one, e.g. ToolEnv({example})",
             )
         injected[parameter] = found[0]
     return injected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NotRequired, get_type_hints
+from typing import Annotated, Any, NotRequired, Protocol, get_type_hints
 
 import docstring_parser
 import pydantic
@@ -15,15 +15,29 @@ from pydantic_core import to_jsonable_python
 # pydantic insists on this TypedDict below Python 3.12.
 from typing_extensions import TypedDict
 
+from palestra.tools.hidden import HIDDEN_TYPES
 from palestra.tools.json_schema import JsonSchema, tidy
 from palestra.tools.problems import describe_problems
-from palestra.tools.state import HIDDEN_TYPES
 
 _NOT_BY_NAME: dict[Any, str] = {
     inspect.Parameter.VAR_POSITIONAL: "take a list instead",
     inspect.Parameter.VAR_KEYWORD: "take a dict, or name each argument",
     inspect.Parameter.POSITIONAL_ONLY: "remove the `/`, tools are called by argument name",
 }
+
+
+class ToolArguments(Protocol):
+    """What a model passes to a tool: described by a JSON schema, checked by `parse`.
+
+    `hidden` maps the names of the parameters that the environment passes to their types.
+    """
+
+    description: str
+    json_schema: JsonSchema
+    hidden: dict[str, type]
+
+    def parse(self, text: str) -> dict[str, Any]:
+        """Arguments that fit, from JSON. Raises BadArguments, whose text is for the model."""
 
 
 class Arguments:

@@ -29,7 +29,3 @@ class State:
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({fields})"
-
-
-# Parameters of these types are given by the environment and absent from a tool's schema.
-HIDDEN_TYPES: tuple[type, ...] = (State,)

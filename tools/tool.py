@@ -14,7 +14,7 @@ from typing import Any, Generic, overload
 # Python's own take no defaults below 3.13; with them, `Tool` alone means `Tool[..., Any]`.
 from typing_extensions import ParamSpec, TypeVar
 
-from palestra.tools.schema import Arguments
+from palestra.tools.schema import Arguments, ToolArguments
 from palestra.types import ToolSchema
 
 P = ParamSpec("P", default=...)
@@ -29,6 +29,8 @@ class Tool(Generic[P, R]):
     `parameters` is the JSON schema of what the model passes, `hidden` the types of what the
     environment passes (`State`), by parameter name. `timeout_s` bounds a call; `isolated` tools run
     in a process that is killed at its timeout and may take `memory_mb` beyond what it has at start.
+    A call that succeeds ends the episode if `ends_episode`: what it returns, unless that is
+    nothing, is what the verifier gets as the reply.
     """
 
     __name__: str
@@ -43,6 +45,8 @@ class Tool(Generic[P, R]):
         timeout_s: float = 30.0,
         isolated: bool = False,
         memory_mb: int = 1024,
+        ends_episode: bool = False,
+        arguments: ToolArguments | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
@@ -52,13 +56,16 @@ class Tool(Generic[P, R]):
                 f'"{self.name}" cannot be a tool\'s name: use up to 64 letters, digits, _ and -, '
                 "as in @tool(name=…)"
             )
-        self.arguments = Arguments(function, tool_name=self.name)
+        self.arguments = (
+            Arguments(function, tool_name=self.name) if arguments is None else arguments
+        )
         self.description = self.arguments.description if description is None else description
         self.parameters = self.arguments.json_schema
         self.hidden = self.arguments.hidden
         self.timeout_s = timeout_s
         self.isolated = isolated
         self.memory_mb = memory_mb
+        self.ends_episode = ends_episode
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(type(function), "__call__", None)  # noqa: B004
         )
@@ -66,6 +73,16 @@ class Tool(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
+
+    def with_options(self, **changes: Any) -> Tool[P, R]:
+        """The same tool with other options of `@tool`, e.g. `python.with_options(timeout_s=5)`."""
+        if unknown := changes.keys() - self._options().keys():
+            raise ValueError(
+                f"a tool has no option {', '.join(sorted(unknown))}: it has "
+                f"{', '.join(self._options())}"
+            )
+        arguments = None if isinstance(self.arguments, Arguments) else self.arguments
+        return Tool(self.function, arguments=arguments, **{**self._options(), **changes})
 
     def schema(self) -> ToolSchema:
         """The tool in OpenAI's form: {"type": "function", "function": {"name": …}}."""
@@ -92,14 +109,17 @@ class Tool(Generic[P, R]):
                 return qualname  # pickled by name
         except (AttributeError, KeyError):
             pass
-        options: dict[str, Any] = {
+        return functools.partial(Tool, **self._options()), (self.function,)
+
+    def _options(self) -> dict[str, Any]:
+        return {
             "name": self.name,
             "description": self.description,
             "timeout_s": self.timeout_s,
             "isolated": self.isolated,
             "memory_mb": self.memory_mb,
+            "ends_episode": self.ends_episode,
         }
-        return functools.partial(Tool, **options), (self.function,)
 
     def _check(self) -> None:
         if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
@@ -145,6 +165,7 @@ def tool(
     timeout_s: float = 30.0,
     isolated: bool = False,
     memory_mb: int = 1024,
+    ends_episode: bool = False,
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
 
@@ -159,7 +180,8 @@ def tool(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
     Plain functions run in a thread, `async` ones on the event loop, `isolated=True` ones in a
     process of their own. A raised `ToolError` is an answer for the model; any other exception means
     that the tool is broken, and the episode fails. What a tool returns reaches the model as text:
-    strings as they are, None as nothing, the rest as JSON.
+    strings as they are, None as nothing, the rest as JSON. A tool with `ends_episode=True` is the
+    last that is called: it submits the answer.
 
     Raises:
         ValueError: parameters that a model cannot be told about or pass by name, an option out of

@@ -16,6 +16,17 @@ class OutOfResources(Exception):
     """A call exhausted its process's memory or killed the process."""
 
 
+class Stopped(Exception):
+    """A call that was ended with something to show for it; the text is the answer.
+
+    `kind` is "timeout" or "resources", as in `ToolResult.error`.
+    """
+
+    def __init__(self, kind: str, shown: str) -> None:
+        super().__init__(shown)
+        self.kind = kind
+
+
 def one_line(error: BaseException, max_chars: int = 300) -> str:
     """An exception as its type and message, e.g. "ZeroDivisionError: division by zero"."""
     text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")

@@ -74,6 +74,11 @@ class SFTConfig(StageConfig):
     env_args: dict[str, Any] = Field(default_factory=dict, description="its keyword arguments")
     steps: int = Field(default=1000, ge=1, description="most optimizer steps")
     batch_rows: int = Field(default=64, ge=1, description="demonstrations per optimizer step")
+    eval_below_loss: float | None = Field(
+        default=None,
+        gt=0,
+        description="evaluate only after steps of a lower loss: earlier it costs time to see 0",
+    )
     learning_rate: float = Field(default=1e-5, gt=0, lt=1, description="peak AdamW learning rate")
 
 
@@ -86,10 +91,19 @@ class RLConfig(StageConfig):
     steps: int = Field(default=100, ge=1, description="most optimizer steps")
     tasks_per_step: int = Field(default=32, ge=1, description="tasks sampled for a step")
     group_size: int = Field(default=8, ge=2, description="attempts at each task")
+    revisit: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of a step's tasks drawn from those not always solved (Kimi k1.5)",
+    )
     learning_rate: float = Field(default=1e-6, gt=0, lt=1, description="peak AdamW learning rate")
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
     updates_per_step: int = Field(
-        default=1, ge=1, description="optimizer updates on each step's episodes (PPO epochs)"
+        default=1, ge=1, description="passes over each step's episodes (PPO epochs)"
+    )
+    minibatches: int = Field(
+        default=1, ge=1, description="parts of a pass, an optimizer update each (PPO)"
     )
     normalize_advantages: bool = Field(
         default=True, description="divide by the group's standard deviation (GRPO); false: Dr. GRPO"

@@ -11,7 +11,7 @@ import copy
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from palestra.rollout.recorder import Recorder
 from palestra.trainer.advantages import group_relative
 from palestra.trainer.batch import Batch, Row, micro_batches, pack, rows_of
 from palestra.trainer.config import RLConfig
+from palestra.trainer.curriculum import Curriculum
 from palestra.trainer.load import save_policy
 from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.losses import clipped_policy_loss, kl_to_reference
@@ -79,24 +80,33 @@ def train(
 async def _train(
     config: RLConfig, session: Session, tasks: Sequence[Task], run: RunDir, progress: Progress
 ) -> RLResult:
-    optimizer = Optimizer(session.model, config, updates=config.steps * config.updates_per_step)
+    updates = config.steps * config.updates_per_step * config.minibatches
+    optimizer = Optimizer(session.model, config, updates=updates)
     needs_reference = config.kl_coefficient > 0 or config.log_kl
     reference = copy.deepcopy(session.model) if needs_reference else None
+    curriculum = Curriculum(
+        len(tasks), per_step=config.tasks_per_step, revisit=config.revisit, seed=config.seed
+    )
     best = first = await session.evaluate(config, seed=config.seed)
     best_step, checkpoint = 0, _save(run, session, "best")
     progress(0, {"heldout": best.mean})
     for step in range(1, config.steps + 1):
         started = time.perf_counter()
-        groups = await _sample_groups(config, session, tasks, run, step)
+        chosen = curriculum.draw(step)
+        groups = await _sample_groups(config, session, [tasks[i] for i in chosen], run, step)
+        _record(curriculum, chosen, tasks, groups)
         sampled = time.perf_counter()
         rows, advantages = _rows(groups, config, step)
         metrics = _describe(groups, advantages)
         metrics["learning_rate"] = optimizer.learning_rate
         if rows:
-            for _ in range(config.updates_per_step):
+            compared = reference
+            for part in _minibatches(rows, config, step):
                 # What the first update measures is the policy that sampled.
-                metrics = _accumulate(session.model, reference, rows, config) | metrics
+                metrics = _accumulate(session.model, compared, part, config) | metrics
                 metrics["grad_norm"] = optimizer.step()
+                if config.kl_coefficient == 0:
+                    compared = None
             await session.engine.update_weights(step)
         metrics["seconds_sample"] = sampled - started
         metrics["seconds_train"] = time.perf_counter() - sampled
@@ -133,20 +143,18 @@ async def _train(
 async def _sample_groups(
     config: RLConfig, session: Session, tasks: Sequence[Task], run: RunDir, step: int
 ) -> list[Group]:
-    """`group_size` attempts at each of `tasks_per_step` tasks, all recorded."""
-    draw = random.Random(f"{config.seed}-{step}")
-    chosen = draw.sample(range(len(tasks)), min(config.tasks_per_step, len(tasks)))
+    """`group_size` attempts at each of the tasks, all recorded."""
     groups: dict[str, Group] = {}
     with Recorder(run.path / "episodes" / f"step_{step:05d}.jsonl") as recorder:
         async for episode in rollout(
             make_env(config, config.split),
-            [tasks[index] for index in chosen],
+            tasks,
             session.policy,
             n_per_task=config.group_size,
             max_concurrent=config.max_concurrent,
             limits=limits_of(config),
             sampling=Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
-            seed=draw.getrandbits(48),
+            seed=random.Random(f"{config.seed}-{step}-sample").getrandbits(48),
             recorder=recorder,
         ):
             groups.setdefault(episode.task.id, []).append(episode)
@@ -154,6 +162,16 @@ async def _sample_groups(
     return [
         sorted(groups[task_id], key=lambda e: (e.sample, e.attempt)) for task_id in sorted(groups)
     ]
+
+
+def _record(
+    curriculum: Curriculum, chosen: list[int], tasks: Sequence[Task], groups: list[Group]
+) -> None:
+    """Tell the curriculum how the attempts at each task went."""
+    groups_by_id = {group[0].task.id: group for group in groups}
+    for index in chosen:
+        group = groups_by_id.get(tasks[index].id, [])
+        curriculum.record(index, [e.score.value for e in group if e.score is not None])
 
 
 def _rows(groups: list[Group], config: RLConfig, step: int) -> tuple[list[Row], dict[str, float]]:
@@ -178,10 +196,19 @@ def _rows(groups: list[Group], config: RLConfig, step: int) -> tuple[list[Row], 
     return rows, advantages
 
 
+def _minibatches(rows: list[Row], config: RLConfig, step: int) -> Iterator[list[Row]]:
+    """The rows of each optimizer update: every pass deals all rows out anew, none is left out."""
+    deal = random.Random(f"{config.seed}-{step}-deal")
+    for _ in range(config.updates_per_step):
+        deck = deal.sample(rows, len(rows)) if config.minibatches > 1 else rows
+        for first in range(min(config.minibatches, len(deck))):
+            yield deck[first :: config.minibatches]
+
+
 def _accumulate(
     model: PreTrainedModel, reference: PreTrainedModel | None, rows: list[Row], config: RLConfig
 ) -> dict[str, Any]:
-    """Add the gradient of the loss, averaged over every trained token of the step."""
+    """Add the gradient of the loss, averaged over every trained token of `rows`."""
     total = sum(sum(row.loss_mask) for row in rows)
     sums: defaultdict[str, float] = defaultdict(float)
     worst = 0.0

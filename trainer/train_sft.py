@@ -80,7 +80,8 @@ async def _train(
         metrics["loss"] = _accumulate(session, batch, config.micro_batch_tokens)
         metrics["grad_norm"] = optimizer.step()
         metrics["seconds"] = time.perf_counter() - started
-        if config.env is not None and step % config.eval_every == 0:
+        is_worth_it = config.eval_below_loss is None or metrics["loss"] < config.eval_below_loss
+        if config.env is not None and is_worth_it and step % config.eval_every == 0:
             await session.engine.update_weights(step)
             evaluation = await session.evaluate(config, seed=config.seed)
             metrics["success"] = evaluation.mean

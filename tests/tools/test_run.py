@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palestra.tools import State, Tool, ToolError, parse_reply, run_call, tool
+from palestra.tools import State, TimeLimit, Tool, ToolError, parse_reply, run_call, tool
 from palestra.types import Failure, ToolResult, Unscorable
 
 
@@ -438,3 +438,27 @@ def test_a_custom_mapping_is_a_call_too() -> None:
 
     call = Frozen(id="c", function=Frozen(name="add", arguments='{"a": 1, "b": 1}'))
     assert run(add, call).content == "2"
+
+
+def test_a_tool_that_keeps_its_time_is_told_it_and_not_cut_off() -> None:
+    @tool(timeout_s=0.05)
+    async def nap(limit: TimeLimit) -> str:
+        await asyncio.sleep(0.2)
+        return f"{limit.seconds:g} s were given"
+
+    assert nap.parameters["properties"] == {}
+    result = run(nap)
+    assert (result.error, result.content) == (None, "0.05 s were given")
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"caf\xc3\xa9", "café"),
+        (b"\xff\xfe", "[binary data, 2 bytes, not shown]"),
+        (b"a\0b", "[binary data, 3 bytes, not shown]"),
+        (bytearray(b"x"), "x"),
+    ],
+)
+def test_bytes_are_shown_as_text_or_named(data: bytes, text: str) -> None:
+    assert run(returning(data)).content == text

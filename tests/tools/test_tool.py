@@ -354,3 +354,12 @@ def holds_state(state: State) -> None: ...
 def test_a_missing_attribute_of_the_state_is_named() -> None:
     with pytest.raises(AttributeError, match=r"Basket has no 'size': set it first"):
         _ = Basket().size
+
+
+def test_a_tool_with_other_options_is_another_tool() -> None:
+    quick = add.with_options(timeout_s=1.5, name="plus")
+    assert (quick.name, quick.timeout_s, quick.description) == ("plus", 1.5, add.description)
+    assert (add.name, add.timeout_s) == ("add", 30.0)
+    assert quick(1, 2) == 3
+    with pytest.raises(ValueError, match="a tool has no option timeout: it has name, description"):
+        add.with_options(timeout=1)

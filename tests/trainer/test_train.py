@@ -12,7 +12,7 @@ import torch
 from palestra.rollout.driver import run_episode
 from palestra.rollout.recorder import read_episodes
 from palestra.trainer import train_rl, train_sft
-from palestra.trainer.batch import pack, rows_of
+from palestra.trainer.batch import Row, pack, rows_of
 from palestra.trainer.config import RLConfig, SFTConfig
 from palestra.trainer.demonstrations import demonstration_rows, read_demonstrations
 from palestra.trainer.logprobs import token_logprobs
@@ -96,6 +96,17 @@ def test_sft_lowers_the_loss_and_writes_a_run(tmp_path: Path, demonstrations: Pa
 def test_sft_ends_when_the_measure_says_so(tmp_path: Path, demonstrations: Path) -> None:
     settings = {"steps": 50, "env": ENV, "eval_every": 3, "eval_tasks": 4, "stop_at_success": 0.0}
     assert train_sft.train(sft_config(tmp_path / "run", demonstrations, **settings)).steps == 3
+
+
+def test_sft_evaluates_only_after_steps_of_a_low_loss(tmp_path: Path, demonstrations: Path) -> None:
+    run = tmp_path / "run"
+    settings = {"env": ENV, "eval_every": 2, "eval_tasks": 4, "eval_below_loss": 5.0}
+    train_sft.train(sft_config(run, demonstrations, **settings))
+    metrics = metrics_of(run)
+    assert {m["step"] for m in metrics if "success" in m} == {
+        m["step"] for m in metrics if m["step"] in (2, 4, 6) and float(str(m["loss"])) < 5.0
+    }
+    assert 0 < sum("success" in m for m in metrics) < 3
 
 
 def test_rl_writes_metrics_episodes_transcripts_and_the_best_checkpoint(
@@ -248,3 +259,29 @@ def test_shuffled_rewards_keep_their_sum_and_lose_their_owners(imitator: Path) -
     shuffled = honest.model_copy(update={"shuffle_rewards": True})
     rows, advantages = train_rl._rows(groups, shuffled, step=1)
     assert len(rows) == 16 and any(advantages.values())
+
+
+def test_every_pass_deals_each_row_to_one_update(imitator: Path) -> None:
+    config = rl_config(Path("unused"), imitator, updates_per_step=2, minibatches=3)
+    rows = [row_of(token) for token in range(8)]
+    parts = list(train_rl._minibatches(rows, config, step=1))
+    assert [len(part) for part in parts] == [3, 3, 2, 3, 3, 2]
+    first, second = ([row for part in parts[i : i + 3] for row in part] for i in (0, 3))
+    assert sorted(first, key=rows.index) == sorted(second, key=rows.index) == rows
+    assert first != second
+    assert parts == list(train_rl._minibatches(rows, config, step=1))
+
+
+def test_fewer_rows_than_minibatches_make_fewer_updates(imitator: Path) -> None:
+    config = rl_config(Path("unused"), imitator, minibatches=4)
+    assert [len(p) for p in train_rl._minibatches([row_of(1), row_of(2)], config, 1)] == [1, 1]
+
+
+def row_of(token: int) -> Row:
+    return Row(
+        token_ids=(token, token),
+        loss_mask=(False, True),
+        sampled_logprobs=(-1.0,),
+        advantages=(1.0,),
+        temperatures=(1.0,),
+    )

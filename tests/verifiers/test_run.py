@@ -11,7 +11,7 @@ import pytest
 from palestra.tools import State
 from palestra.types import Failure, Message, Score, Task, Unscorable
 from palestra.verifiers import check_verifier, exact, number, run_verifier
-from palestra.verifiers.run import last_reply
+from palestra.verifiers.run import KNOWN_PARAMETERS, last_reply
 
 TASK = Task(id="t", messages=({"role": "user", "content": "6 * 7?"},), answer="42")
 SYSTEM: Message = {"role": "system", "content": "Be brief."}
@@ -48,7 +48,7 @@ def test_a_verifier_gets_what_its_parameters_name() -> None:
 
 def test_a_verifier_with_keyword_arguments_gets_everything() -> None:
     def verifier(**available: Any) -> bool:
-        return set(available) == {"task", "answer", "reply", "messages", "state", "stop_reason"}
+        return set(available) == set(KNOWN_PARAMETERS)
 
     assert judge(verifier).value == 1.0
 

@@ -1,4 +1,4 @@
-"""Run coroutines from synchronous code: what stands behind `Env.reset` and `Env.step`.
+"""Run coroutines from synchronous code: what stands behind `Env.step` and `Sandbox.sync`.
 
 An event loop per process, on a daemon thread of its own, serves all environments. So it makes no
 difference whether the caller's thread already runs a loop (as in a notebook), and what an
@@ -11,6 +11,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -22,6 +23,11 @@ _loops: list[asyncio.AbstractEventLoop] = []
 # A forked child must never close, nor let be closed, the loops it inherited: both processes share
 # their epoll instances, and unregistering there would deafen the parent's loops.
 _inherited: list[asyncio.AbstractEventLoop] = []
+
+
+def start(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Run in the background."""
+    return asyncio.run_coroutine_threadsafe(coroutine, _loop(0))
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -40,11 +46,14 @@ def _free_loop() -> asyncio.AbstractEventLoop:
         blocked = asyncio.get_running_loop()
     except RuntimeError:
         blocked = None
+    return _loop(_loops.index(blocked) + 1 if blocked in _loops else 0)
+
+
+def _loop(depth: int) -> asyncio.AbstractEventLoop:
     with _lock:
-        depth = _loops.index(blocked) + 1 if blocked in _loops else 0
         if depth == len(_loops):
             loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="palestra-envs", daemon=True).start()
+            threading.Thread(target=loop.run_forever, name="palestra-loop", daemon=True).start()
             _loops.append(loop)
         return _loops[depth]
 
