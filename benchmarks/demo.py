@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="rehearse, learn nothing")
     quick = parser.parse_args().quick
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `palestra demo` itself
     figures: dict[str, float] = {}
     columns = ("before", "after", "lower 95%", "n", "seconds", "processor seconds", "MiB")
     table = Table("run", *columns)

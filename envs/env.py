@@ -8,9 +8,9 @@ from typing import Any
 
 import gymnasium
 
-from palestra.tools import event_loop
 from palestra.envs.outcome import guarded_reset, guarded_step, release
 from palestra.envs.spaces import Action, Chat, Observation, Reply
+from palestra.tools import event_loop
 from palestra.types import Outcome, Score
 
 # observation, reward, terminated, truncated, info

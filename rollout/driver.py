@@ -23,6 +23,7 @@ from palestra.rollout.episode import (
     env_id,
     run_episode,
 )
+from palestra.rollout.groups import Groups
 from palestra.rollout.policy import Policy
 from palestra.rollout.recorder import Recorder
 from palestra.types import Episode, Outcome, Sampling, Task
@@ -50,12 +51,14 @@ async def rollout(
     """Play `n_per_task` episodes of each task and yield them as they end.
 
     An episode that is not scored is yielded and then attempted again, up to `max_attempts` times.
+    Where the environment's verifier judges all episodes of a task together, they come together.
     At most `max_concurrent` are in progress or waiting to be taken, so `tasks` may be endless.
     Environments are made as needed and reused. Leave early through `contextlib.aclosing`, which
     cancels what is in progress; nothing stays behind.
 
     Raises:
-        ValueError: a number out of range, or `make_env` makes something else than a palestra Env.
+        ValueError: a number out of range, `make_env` makes something else than a palestra Env, or
+            its verifier judges more episodes together than `max_concurrent`.
         OSError: the recorder cannot write.
     """
     for name, number in {
@@ -66,6 +69,7 @@ async def rollout(
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
     envs = _EnvPool(make_env)
+    groups = Groups(n_per_task, room=max_concurrent)
     room = asyncio.Semaphore(max_concurrent)
     # An episode and whether it was its sample's last attempt; None after all of them.
     finished: asyncio.Queue[tuple[Episode, bool] | None] = asyncio.Queue()
@@ -84,10 +88,12 @@ async def rollout(
                 attempt=attempt,
             )
             await envs.give_back(env, episode)
-            if recorder is not None:
-                recorder.append(episode)
             is_last = episode.outcome is Outcome.SCORED or attempt == max_attempts - 1
-            finished.put_nowait((episode, is_last))
+            verifier = getattr(env, "verifier", None)
+            for judged in await groups.add(verifier, episode) if is_last else (episode,):
+                if recorder is not None:
+                    recorder.append(judged)
+                finished.put_nowait((judged, is_last))
             if is_last:
                 break
 

@@ -100,13 +100,7 @@ async def _train(
         metrics = _describe(groups, advantages)
         metrics["learning_rate"] = optimizer.learning_rate
         if rows:
-            compared = reference
-            for part in _minibatches(rows, config, step):
-                # What the first update measures is the policy that sampled.
-                metrics = _accumulate(session.model, compared, part, config) | metrics
-                metrics["grad_norm"] = optimizer.step()
-                if config.kl_coefficient == 0:
-                    compared = None
+            metrics |= _update(session.model, reference, optimizer, rows, config, step)
             await session.engine.update_weights(step)
         metrics["seconds_sample"] = sampled - started
         metrics["seconds_train"] = time.perf_counter() - sampled
@@ -196,6 +190,27 @@ def _rows(groups: list[Group], config: RLConfig, step: int) -> tuple[list[Row], 
     return rows, advantages
 
 
+def _update(
+    model: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    optimizer: Optimizer,
+    rows: list[Row],
+    config: RLConfig,
+    step: int,
+) -> dict[str, Any]:
+    """The step's optimizer updates; returns what the first measured: the policy that sampled."""
+    metrics: dict[str, Any] = {}
+    for part in _minibatches(rows, config, step):
+        # A KL that is no part of the loss is measured once.
+        is_compared = config.kl_coefficient > 0 or not metrics
+        measured = _accumulate(model, reference if is_compared else None, part, config)
+        metrics = measured | metrics
+        # Ratios leave 1 only after the first update.
+        metrics["clip_fraction"] = measured["clip_fraction"]
+        metrics["grad_norm"] = optimizer.step()
+    return {**metrics, "tokens": sum(len(row.advantages) for row in rows)}
+
+
 def _minibatches(rows: list[Row], config: RLConfig, step: int) -> Iterator[list[Row]]:
     """The rows of each optimizer update: every pass deals all rows out anew, none is left out."""
     deal = random.Random(f"{config.seed}-{step}-deal")
@@ -232,7 +247,7 @@ def _accumulate(
         sums["entropy"] += entropies_S.sum().item()
         sums["logprob_diff_mean"] += differences_S.sum().item()
     means = {name: value / total for name, value in sums.items()}
-    return {**means, "logprob_diff_max": worst, "tokens": total}
+    return {**means, "logprob_diff_max": worst}
 
 
 def _reference_logprobs(reference: PreTrainedModel, batch: Batch) -> torch.Tensor:

@@ -67,6 +67,10 @@ class Compound(ABC):
     declaration: Declaration
 
     @abstractmethod
+    def __call__(self, *args: Any, **available: Any) -> Any:
+        """As any other verifier."""
+
+    @abstractmethod
     async def judge(self, context: Context) -> Score:
         """The verdict; raises Unscorable or Failure as its parts do."""
 

@@ -11,9 +11,9 @@ def exact(reply: str, answer: Any) -> Score:
     """1 if reply and reference are equal but for space around them.
 
     Raises:
-        Unscorable: the reference is not a string.
+        Unscorable: the reference is not a string, or blank: an empty reply must never pass.
     """
-    if not isinstance(answer, str):
+    if not isinstance(answer, str) or not answer.strip():
         raise Unscorable(f"exact needs a string as the task's answer, got {answer!r:.80}")
     if reply.strip() == answer.strip():
         return Score(value=1.0)

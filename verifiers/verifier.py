@@ -1,4 +1,4 @@
-"""`@verifier`: declare a verifier's name, range and time limit; a plain function needs none of it."""
+"""`@verifier`: declare a verifier's name, range and time limit; plain functions may go without."""
 
 from __future__ import annotations
 

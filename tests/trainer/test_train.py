@@ -1,6 +1,7 @@
 """The stages end to end, on the tiny model and palestra/Arithmetic-v0."""
 
 import asyncio
+import copy
 import json
 import random
 from pathlib import Path
@@ -16,9 +17,10 @@ from palestra.trainer.batch import Row, pack, rows_of
 from palestra.trainer.config import RLConfig, SFTConfig
 from palestra.trainer.demonstrations import demonstration_rows, read_demonstrations
 from palestra.trainer.logprobs import token_logprobs
+from palestra.trainer.optimizer import Optimizer
 from palestra.trainer.session import Session, make_env, tasks_of
-from palestra.types import Sampling
-from palestra.verifiers.run import last_reply
+from palestra.types import Episode, Sampling
+from palestra.verifiers.context import last_reply
 
 ENV = "palestra/Arithmetic-v0"
 
@@ -230,7 +232,7 @@ def test_tool_output_receives_no_gradient_end_to_end(demonstrations: Path) -> No
 
 
 def test_shuffled_rewards_keep_their_sum_and_lose_their_owners(imitator: Path) -> None:
-    from palestra.types import Episode, Outcome, Score, Task, Turn
+    from palestra.types import Outcome, Score, Task, Turn
 
     def episode(task: str, sample: int, reward: float) -> Episode:
         turn = Turn(
@@ -259,6 +261,37 @@ def test_shuffled_rewards_keep_their_sum_and_lose_their_owners(imitator: Path) -
     shuffled = honest.model_copy(update={"shuffle_rewards": True})
     rows, advantages = train_rl._rows(groups, shuffled, step=1)
     assert len(rows) == 16 and any(advantages.values())
+
+
+def test_a_step_reports_the_policy_that_sampled_however_many_updates_follow(
+    tmp_path: Path, imitator: Path
+) -> None:
+    settings = {"updates_per_step": 2, "minibatches": 2, "steps": 1}
+    config = rl_config(tmp_path / "run", imitator, learning_rate=2e-2, **settings)
+    groups = sampled_groups(config)
+    rewards = {episode.id: float(i % 2) for group in groups for i, episode in enumerate(group)}
+    rows = [row for g in groups for e in g for row in rows_of(e, rewards[e.id] - 0.5)]
+    session = Session.open(config)
+    reference = copy.deepcopy(session.model)
+    optimizer = Optimizer(session.model, config, updates=4)
+    metrics = train_rl._update(session.model, reference, optimizer, rows, config, step=1)
+    assert metrics["logprob_diff_max"] < 1e-4
+    assert metrics["kl_ref"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["clip_fraction"] > 0  # of the last update, when ratios have moved
+    assert metrics["tokens"] == sum(sum(row.loss_mask) for row in rows)
+
+
+def sampled_groups(config: RLConfig) -> list[list[Episode]]:
+    session = Session.open(config)
+    env = make_env(config, "train")()
+    sampling = Sampling(max_tokens=config.max_tokens)
+    return [
+        [
+            asyncio.run(run_episode(env, session.policy, task, sampling=sampling, sample=sample))
+            for sample in range(4)
+        ]
+        for task in tasks_of(config, "train")[:2]
+    ]
 
 
 def test_every_pass_deals_each_row_to_one_update(imitator: Path) -> None:

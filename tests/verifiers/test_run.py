@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from palestra.tools import State
-from palestra.types import Failure, Message, Score, Task, Unscorable
+from palestra.types import Episode, Failure, Message, Score, Task, Unscorable
 from palestra.verifiers import check_verifier, exact, number, run_verifier
-from palestra.verifiers.run import KNOWN_PARAMETERS, last_reply
+from palestra.verifiers.context import KNOWN_PARAMETERS, last_reply
 
 TASK = Task(id="t", messages=({"role": "user", "content": "6 * 7?"},), answer="42")
 SYSTEM: Message = {"role": "system", "content": "Be brief."}
@@ -112,7 +112,7 @@ def test_scores_numbers_and_bools_are_verdicts(returned: Any, score: Score) -> N
         (1.5, "a score must be between 0 and 1, got 1.5"),
         (-1, "a score must be between 0 and 1, got -1"),
         (float("inf"), "a score must be between 0 and 1, got inf"),
-        (float("nan"), "it returned nan"),
+        (float("nan"), "a score must be between 0 and 1, got nan"),
         (None, "a verifier returns a Score, a bool or a number from 0 to 1, got None"),
         ("1", "a verifier returns a Score, a bool or a number from 0 to 1, got '1'"),
         (1 + 0j, "a verifier returns a Score, a bool or a number from 0 to 1, got (1+0j)"),
@@ -158,8 +158,23 @@ def test_an_answer_that_makes_the_verifier_hang_is_wrong() -> None:
     )
 
 
-def test_an_answer_that_makes_the_verifier_compute_nan_is_wrong() -> None:
-    assert judge(lambda reply: float(reply or 0), "nan").value == 0.0
+@pytest.mark.parametrize("reply", ["nan", "inf", "-inf", "1.5", "-0.1"])
+def test_a_verdict_out_of_range_is_the_verifiers_fault_whatever_the_answer(reply: str) -> None:
+    def as_number(reply: str) -> float:
+        return float(reply or 0)
+
+    def as_score(reply: str) -> Score:
+        return Score(value=float(reply or 0))
+
+    for verifier in (as_number, as_score):
+        with pytest.raises(Failure, match="must be between 0 and 1, got") as raised:
+            judge(verifier, reply)
+        assert raised.value.cause == "verifier"
+
+
+def test_a_score_of_a_reward_that_is_not_finite_is_the_verifiers_fault() -> None:
+    with pytest.raises(Failure, match="reward must be a finite number, got inf"):
+        judge(lambda reply: Score(value=0.5, reward=float("inf")))
 
 
 def test_an_answer_that_makes_a_message_verifier_raise_is_wrong() -> None:
@@ -258,6 +273,27 @@ def test_cancelling_passes() -> None:
 # What it is given
 
 
+def test_the_episode_is_the_conversation_as_turns() -> None:
+    seen: list[Episode] = []
+
+    def look(episode: Episode) -> bool:
+        seen.append(episode)
+        return True
+
+    call: Message = {"role": "assistant", "content": "", "tool_calls": []}
+    result: Message = {"role": "tool", "tool_call_id": "call_0", "content": "42"}
+    last: Message = {"role": "assistant", "content": "42"}
+    messages = [SYSTEM, *TASK.messages, call, result, last]
+    assert asyncio.run(run_verifier(look, task=TASK, messages=messages)).value == 1.0
+    (episode,) = seen
+    assert episode.task is TASK
+    assert episode.prompt == (SYSTEM, *TASK.messages)
+    assert [turn.message for turn in episode.turns] == [call, last]
+    assert [turn.observation for turn in episode.turns] == [(result,), ()]
+    assert [turn.parent for turn in episode.turns] == [None, 0]
+    assert episode.messages == messages
+
+
 @pytest.mark.parametrize(
     ("messages", "reply"),
     [
@@ -288,6 +324,7 @@ def _positional(reply: str, /) -> bool:
     [
         (lambda completion: 1, r'asks for "completion", but it can only be given task, answer, r'),
         (lambda anwser: 1, r'asks for "anwser" \(did you mean "answer"\?\)'),
+        (lambda episodes: 1, r"judges all episodes of a task together: make it a part of a Rubric"),
         (lambda *replies: 1, r'cannot take "\*replies": its arguments are passed by name'),
         (_positional, "_positional cannot take .* passed by name"),
         ("number", "a verifier must be a function, got 'number'"),

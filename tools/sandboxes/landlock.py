@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
-import atexit
 import base64
 import contextlib
 import importlib
@@ -14,19 +12,21 @@ import os
 import platform
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
-import threading
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from palestra.tools.sandboxes import control_groups
 from palestra.tools.sandboxes.channel import Channel, SocketChannel
-from palestra.tools.sandboxes.folder_cache import check_reachable
 from palestra.tools.sandboxes.guest_sandbox import Death, GuestSandbox, bundle
 from palestra.tools.sandboxes.landlock_filter import narrow_program
+from palestra.tools.sandboxes.landlock_launcher import (
+    END_TIMEOUT_S,
+    PYTHON,
+    environment_in,
+    launcher_in,
+)
 from palestra.tools.sandboxes.limits import Capabilities, Guarantee, Limits
 from palestra.tools.sandboxes.rootfs import prepare_rootfs
 from palestra.tools.sandboxes.seccomp import filter_program
@@ -35,11 +35,11 @@ from palestra.tools.sandboxes.system_calls import NUMBERS
 from palestra.types import Failure
 
 LEAST_ABI = 6
-END_TIMEOUT_S = 15.0
 # What the guest needs beside the sandbox's own processes, where a user's threads are counted: the
 # keeper's.
 KEEPER_THREADS = 8
-_PYTHON = "/usr/local/bin/python3"
+# How many more threads the user of palestra may run outside of a sandbox than when it was started.
+OTHERS_THREADS = 1024
 # Of the host's files, what programs name by these paths: the loaders, and interpreters of scripts.
 _HOST_FILES = (
     "/lib64/ld-linux-x86-64.so.2",
@@ -97,7 +97,10 @@ class LandlockSandbox(GuestSandbox):
             held |= dict.fromkeys(grouped, "control group")
         else:
             watched = "a watchdog outside that adds up all processes 20 times a second"
-            held |= dict.fromkeys((Guarantee.MEMORY_TOTAL, Guarantee.PROCESSES), watched)
+            bounded = f"rlimit of a user of its own, and {watched}"
+            if os.getuid() != 0:
+                bounded = f"{watched}, and an rlimit above what this user runs"
+            held |= {Guarantee.MEMORY_TOTAL: watched, Guarantee.PROCESSES: bounded}
         return Capabilities(backend=cls.backend, guarantees=held)
 
     @staticmethod
@@ -117,7 +120,7 @@ class LandlockSandbox(GuestSandbox):
         ours, theirs = socket.socketpair()
         try:
             with their_link, theirs:
-                launcher = _launcher_in(self._rootfs, hierarchy)
+                launcher = launcher_in(self._rootfs, hierarchy)
                 launcher.start(settings, their_link, theirs)
             self._listen(until="pid")
             if "pid" not in self._heard:
@@ -143,11 +146,14 @@ class LandlockSandbox(GuestSandbox):
     def _settings(self) -> dict[str, Any]:
         settings = super()._settings()
         environment = settings["env"]
-        environment |= _environment(self._rootfs) | dict(self.spec.env)
+        environment |= environment_in(self._rootfs) | dict(self.spec.env)
         environment["PATH"] = f"{self._folder}/bin:{environment['PATH']}"
         environment["TMPDIR"] = f"{self._folder}/tmp"
-        if os.getuid() == 0:  # else other processes of this user would count
-            settings["rlimits"]["NPROC"] = self.spec.limits.processes + KEEPER_THREADS
+        processes = self.spec.limits.processes
+        if os.getuid() == 0:  # the sandbox's user is its own
+            settings["rlimits"]["NPROC"] = processes + KEEPER_THREADS
+        else:  # the kernel counts all that this user runs, which must have room to grow
+            settings["rlimits"]["NPROC"] = _count_own_threads() + processes + OTHERS_THREADS
         return settings
 
     async def _terminate(self) -> None:
@@ -179,6 +185,8 @@ class LandlockSandbox(GuestSandbox):
         if "error" in heard:
             return Death(own=False, how=heard["error"])
         status = heard.get("keeper", 0)
+        if status == 0:
+            return Death(own=False, how="it was ended with its launcher")
         if status in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
             # Nothing inside can send the keeper a signal.
             return Death(own=False, how="its keeper was killed from outside of it")
@@ -196,8 +204,8 @@ def _keeper_settings(limits: Limits, rootfs: Path, *, grouped: bool) -> dict[str
     ]
     source = bundle("landlock_guest") + f"main({filters!r})\n" if has_network else ""
     return {
-        "argv": [f"{rootfs}{_PYTHON}", "-I", "-c", source],
-        "env": _environment(rootfs),
+        "argv": [f"{rootfs}{PYTHON}", "-I", "-c", source],
+        "env": environment_in(rootfs),
         "readable": [str(rootfs), *_host_files(rootfs)],
         "scripts": _scripts(rootfs),
         "filters": filters,
@@ -207,24 +215,6 @@ def _keeper_settings(limits: Limits, rootfs: Path, *, grouped: bool) -> dict[str
         "processes": limits.processes,
         "disk_mb": limits.disk_mb,
         "inodes": limits.inodes,
-    }
-
-
-@cache
-def _environment(rootfs: Path) -> dict[str, str]:
-    """How programs find below the root file system what they look for below /."""
-    folders = ("local/lib", f"lib/{platform.machine()}-linux-gnu", "lib64", "lib")
-    libraries = [f"{rootfs}/usr/{name}" for name in folders if (rootfs / "usr" / name).exists()]
-    return {
-        "PATH": ":".join(f"{rootfs}/usr/{name}" for name in ("local/bin", "bin", "sbin")),
-        "LD_LIBRARY_PATH": ":".join(libraries),
-        "GIT_EXEC_PATH": f"{rootfs}/usr/lib/git-core",
-        "GIT_TEMPLATE_DIR": f"{rootfs}/usr/share/git-core/templates",
-        "GIT_CONFIG_SYSTEM": f"{rootfs}/etc/gitconfig",
-        "PYTHONTZPATH": f"{rootfs}/usr/share/zoneinfo",
-        "TZDIR": f"{rootfs}/usr/share/zoneinfo",
-        "TERMINFO": f"{rootfs}/usr/share/terminfo",
-        "LOCPATH": f"{rootfs}/usr/lib/locale",
     }
 
 
@@ -247,121 +237,14 @@ def _scripts(rootfs: Path) -> dict[str, str]:
     }
 
 
-class LauncherProcess:
-    """The host's side of a launcher. Thread-safe."""
-
-    def __init__(self, rootfs: Path, hierarchy: control_groups.Hierarchy | None) -> None:
-        check_reachable(rootfs)
-        self.groups = control_groups.GroupFolder(hierarchy) if hierarchy else None
-        groups = map(str, self.groups.paths) if self.groups else ()
-        packages = importlib.util.find_spec("sandlock")
-        assert packages is not None and packages.origin is not None
-        self._lock = threading.Lock()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        with theirs:
-            source = bundle("landlock_keeper") + "import sys\nmain(*sys.argv[1:])\n"
-            fd = theirs.fileno()
-            arguments = [str(fd), str(Path(packages.origin).parents[1]), _temporary_folder()]
-            self._process = subprocess.Popen(
-                [f"{rootfs}{_PYTHON}", "-I", "-c", source, *arguments, *groups],
-                pass_fds=[fd],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                cwd="/",
-                stderr=self._errors,
-                env={**_environment(rootfs), "HOME": "/"},  # sandlock asks for a home
-            )
-
-    def start(self, settings: dict[str, Any], link: socket.socket, channel: socket.socket) -> None:
-        """Have a keeper forked, at the other end of the link. Raises Failure."""
-        fds = array.array("i", [link.fileno(), channel.fileno()])
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
-        try:
-            with self._lock:
-                self._control.sendmsg([json.dumps(settings).encode()], rights)
-        except OSError as error:
-            raise Failure("sandbox:landlock", f"its launcher is gone: {error}") from None
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can fork keepers."""
-        return self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
-    def said(self) -> str:
-        """The last line of what it has complained of."""
-        self._errors.seek(0)
-        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        return f"its launcher ended: {lines[-1][:500] if lines else 'no word from it'}"
-
-    def close(self) -> None:
-        """End it; it waits for the end of the sandboxes whose owners are gone."""
-        self._control.close()
-        try:
-            self._process.wait(END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._errors.close()
-        for path in self.groups.paths if self.groups else ():
-            with contextlib.suppress(OSError):  # the launcher has removed it, unless it was killed
-                path.rmdir()
-
-    def disown(self) -> None:
-        """In a forked process: it is the parent's."""
-        self._control.close()
-        self._errors.close()
-        self._process.returncode = 0
-
-
-_launchers: dict[tuple[Path, control_groups.Hierarchy | None], LauncherProcess] = {}
-_launchers_lock = threading.Lock()
-
-
-def _launcher_in(rootfs: Path, hierarchy: control_groups.Hierarchy | None) -> LauncherProcess:
-    with _launchers_lock:
-        launcher = _launchers.get((rootfs, hierarchy))
-        if launcher is None or not launcher.alive:
-            if launcher is not None:
-                launcher.close()
-            launcher = _launchers[rootfs, hierarchy] = LauncherProcess(rootfs, hierarchy)
-        return launcher
-
-
-def close_launchers() -> None:
-    """End this process's launchers; the next sandbox starts another."""
-    with _launchers_lock:
-        for launcher in _launchers.values():
-            launcher.close()
-        _launchers.clear()
-
-
-def _forget_after_fork() -> None:
-    global _launchers_lock
-    _launchers_lock = threading.Lock()
-    for launcher in _launchers.values():
-        launcher.disown()
-    _launchers.clear()
-
-
-os.register_at_fork(after_in_child=_forget_after_fork)
-atexit.register(close_launchers)
-
-
-def _temporary_folder() -> str:
-    """Where the private folders are made: the user that a sandbox becomes must get there."""
-    folder = tempfile.gettempdir()
-    try:
-        check_reachable(Path(folder))
-    except ValueError:
-        return "/tmp"
-    return folder
+def _count_own_threads() -> int:
+    """Of all processes of this user."""
+    count = 0
+    for process in os.scandir("/proc"):
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and process.stat().st_uid == os.getuid():
+                count += os.stat(f"{process.path}/task").st_nlink - 2
+    return count
 
 
 @cache

@@ -61,9 +61,7 @@ class Launcher:
 
     def serve(self) -> None:
         """Answer requests and notice the end of keepers."""
-        woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        woken = wake_at_ends()
         while True:
             ready, _, _ = select.select([self.control.fileno(), woken], [], [])
             if woken in ready:
@@ -71,7 +69,8 @@ class Launcher:
                 self._notice_ends()
             if self.control.fileno() in ready and not self._serve_one():
                 break
-        # They see by themselves that their owner is gone.
+        for link, _ in self.keepers.values():
+            link.shutdown(socket.SHUT_RD)  # as if its owner had closed the other end
         deadline = time.monotonic() + END_S
         while self.keepers and time.monotonic() < deadline:
             select.select([woken], [], [], END_S)
@@ -221,9 +220,10 @@ class Keeper:
     def _watch(self, guest: ForkedGuest | SupervisedGuest) -> None:
         """Until the guest ends, takes too much, or its owner wants no more of it."""
         pidfd = os.pidfd_open(guest.pid)
+        woken = wake_at_ends()
         poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.register(self.link, select.POLLIN)
+        for fd in (pidfd, woken, self.link.fileno()):
+            poll.register(fd, select.POLLIN)
         grouped = self.settings["grouped"]
         files_at = 0.0
         while True:
@@ -233,6 +233,9 @@ class Keeper:
             if pidfd in ready:
                 tell(self.link, {"status": guest.wait()})
                 return
+            if woken in ready:
+                os.read(woken, 4096)
+            reap_orphans(spared=guest.pid)
             exceeded = "" if grouped else self._exceeded_by_processes()
             if not exceeded and (now := time.monotonic()) >= files_at:
                 exceeded = self._exceeded_by_files()
@@ -282,6 +285,23 @@ def tell(link: socket.socket, message: dict[str, Any]) -> None:
     """Send the owner a message, if there still is one."""
     with contextlib.suppress(OSError):
         link.send(json.dumps(message).encode())
+
+
+def wake_at_ends() -> int:
+    """A descriptor that can be read from when a child has ended."""
+    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    return woken
+
+
+def reap_orphans(spared: int) -> None:
+    """Collect the children that have ended, but not this one: they count as processes."""
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == spared:
+                return  # its end is noticed by itself
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
 
 def own_uid() -> int:
@@ -389,13 +409,17 @@ def files_below(folder: str) -> tuple[int, int]:
 
 
 def remove_groups(folders: list[str]) -> None:
-    """Remove control groups with those below them."""
+    """Remove control groups with those below them, as soon as their processes have gone."""
+    deadline = time.monotonic() + END_S
     for folder in folders:
-        with contextlib.suppress(OSError):
-            for name in os.listdir(folder):
-                if os.path.isdir(f"{folder}/{name}"):
-                    os.rmdir(f"{folder}/{name}")
-            os.rmdir(folder)
+        while os.path.isdir(folder) and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                for name in os.listdir(folder):
+                    if os.path.isdir(f"{folder}/{name}"):
+                        os.rmdir(f"{folder}/{name}")
+                os.rmdir(folder)
+                break
+            time.sleep(0.02)
 
 
 def main(control_fd: str, packages: str, folder: str, *groups: str) -> None:

@@ -39,6 +39,9 @@ class UnsafeSandbox(GuestSandbox):
         _logger.warning(
             "an unsafe sandbox starts: what runs in it can do everything that this user can"
         )
+        return await asyncio.to_thread(self._start_process)
+
+    def _start_process(self) -> Channel:
         self.home = tempfile.mkdtemp(prefix="palestra-unsafe-")
         ours, theirs = socket.socketpair()
         with theirs:
@@ -64,7 +67,7 @@ class UnsafeSandbox(GuestSandbox):
             return
         # The guest kills what it has started as soon as its connection closes.
         try:
-            await asyncio.to_thread(self._process.wait, 2)
+            await asyncio.to_thread(self._process.wait, 15)
         except subprocess.TimeoutExpired:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)

@@ -43,13 +43,13 @@ from palestra.tools.sandboxes.kernel import (
     load_filter,
     map_user,
     mount,
+    write_text,
 )
 
 CLONE_PIDFD = 0x1000
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
-# What of /proc tells about the host or changes it.
-READ_ONLY = ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs")
+# What of /proc tells about the host.
 MASKED = (
     "/proc/kcore",
     "/proc/keys",
@@ -174,12 +174,10 @@ def mount_private(request: dict[str, Any]) -> None:
     mount("tmpfs", "/dev/shm", "tmpfs", private | MS_NOEXEC, shared)
     mount("proc", "/proc", "proc", private | MS_NOEXEC)
     for name, sizes in SOCKET_BYTES.items():
-        with contextlib.suppress(OSError), open(f"/proc/sys/net/ipv4/{name}", "w") as file:
-            file.write(sizes)
-    for path in READ_ONLY:
-        with contextlib.suppress(FileNotFoundError):
-            mount(path, path, "", MS_BIND)
-            mount("", path, "", MS_BIND | MS_REMOUNT | MS_RDONLY | private | MS_NOEXEC)
+        with contextlib.suppress(OSError):
+            write_text(f"/proc/sys/net/ipv4/{name}", sizes)
+    mount("/proc/sys", "/proc/sys", "", MS_BIND)
+    mount("", "/proc/sys", "", MS_BIND | MS_REMOUNT | MS_RDONLY | private | MS_NOEXEC)
     for path in MASKED:
         with contextlib.suppress(FileNotFoundError):
             mount("/dev/null", path, "", MS_BIND)

@@ -66,12 +66,15 @@ def test_a_folder_s_entries_are_listed_by_name_and_kind(sandbox: Sandbox) -> Non
     assert sandbox.sync.list("d") == ()
 
 
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_any_name_is_written_listed_and_read(sandbox: Sandbox, name: str) -> None:
-    for within in (None, home_of(sandbox)):
-        sandbox.sync.write(name, "text", within=within)
-        assert [entry.name for entry in sandbox.sync.list(within=within)] == [name]
-        assert sandbox.sync.read(name, within=within) == b"text"
+@pytest.mark.parametrize("is_within", [False, True])
+def test_any_name_is_written_listed_and_read(sandbox: Sandbox, is_within: bool) -> None:
+    within = home_of(sandbox) if is_within else None
+    for name in NAMES:
+        sandbox.sync.write(name, name.encode("utf-8", "surrogateescape"), within=within)
+    assert [entry.name for entry in sandbox.sync.list(within=within)] == sorted(NAMES)
+    for name in NAMES:
+        expected = name.encode("utf-8", "surrogateescape")
+        assert sandbox.sync.read(name, within=within) == expected
 
 
 def test_composed_and_decomposed_names_are_two_files(sandbox: Sandbox) -> None:
@@ -158,6 +161,8 @@ def test_a_fifo_with_a_writer_is_refused_too(sandbox: Sandbox) -> None:
 
 
 def test_files_without_a_size_are_read(sandbox: Sandbox) -> None:
+    if sandbox.sync.run("cat /proc/self/status").exit_code != 0:
+        pytest.skip("it has no /proc")
     assert sandbox.sync.read("/proc/self/status").startswith(b"Name:")
 
 
@@ -223,17 +228,20 @@ class TestWithin:
     def test_a_folder_swapped_for_a_link_again_and_again_leads_nowhere(
         self, sandbox: Sandbox, home: str
     ) -> None:
-        """RENAME_EXCHANGE, thousands of times a second, while the host reads."""
+        """Thousands of times a second, while the host reads."""
         sandbox.sync.run("mkdir a; echo inside > a/passwd; ln -s /etc b")
-        swap = "\n".join(
-            [
-                "import ctypes, os",
-                "libc = ctypes.CDLL(None)",
-                f"os.chdir({home!r})",
-                "open('ready', 'w').close()",
-                "while True: libc.renameat2(-100, b'a', -100, b'b', 2)",
-            ]
-        )
+        swap = f"""
+import ctypes, os
+libc = ctypes.CDLL(None)
+os.chdir({home!r})
+open("ready", "w").close()
+while True:
+    # At once, or in three steps where the kernel (gVisor's) cannot.
+    if libc.renameat2(-100, b"a", -100, b"b", 2):
+        os.rename("a", "c")
+        os.rename("b", "a")
+        os.rename("c", "b")
+"""
         sandbox.sync.write("swap.py", swap)
         sandbox.sync.run("python3 swap.py > /dev/null 2>&1 &")
         while not any(entry.name == "ready" for entry in sandbox.sync.list()):

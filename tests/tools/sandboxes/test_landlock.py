@@ -19,8 +19,9 @@ import pytest
 
 from palestra.tools.sandboxes import Guarantee, Limits, Sandbox, SandboxDied, SandboxSpec
 from palestra.tools.sandboxes.kernel import load_filter
-from palestra.tools.sandboxes.landlock import LandlockSandbox, close_launchers
+from palestra.tools.sandboxes.landlock import LandlockSandbox
 from palestra.tools.sandboxes.landlock_filter import narrow_program
+from palestra.tools.sandboxes.landlock_launcher import close_launchers
 from palestra.types import Failure
 
 # Leaves a process in a session of its own; its value is the process id.
@@ -275,6 +276,20 @@ while True:
     assert len(os.listdir("/proc")) < before + 20
 
 
+def test_orphans_that_have_ended_are_no_processes(watched: Callable[[Limits], Watched]) -> None:
+    sandbox = watched(Limits(processes=16))
+    code = """
+import os
+for _ in range(200):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os._exit(0)
+        os._exit(0)
+    os.wait()
+"done\""""
+    assert sandbox.sync.python(code).value == "'done'"
+
+
 def test_files_that_grow_past_the_limit_end_the_sandbox(
     landlock: SandboxSpec, start: Callable[..., Sandbox]
 ) -> None:
@@ -369,6 +384,17 @@ def test_fifty_at_once_and_nothing_left(landlock: SandboxSpec) -> None:
     assert asyncio.run(use_all()) == ["42"] * 50
     assert len(os.listdir("/proc/self/fd")) <= fds
     assert set(Path(tempfile.gettempdir()).glob("palestra-landlock-*")) <= folders
+
+
+def test_sandboxes_end_with_their_launcher(
+    landlock: SandboxSpec, start: Callable[..., Sandbox]
+) -> None:
+    sandbox = start(landlock)
+    assert isinstance(sandbox, LandlockSandbox)
+    close_launchers()
+    assert not is_alive(sandbox.guest_pid) and not Path(sandbox.home).exists()
+    with pytest.raises(Failure, match="ended with its launcher"):
+        sandbox.sync.python("1")
 
 
 def test_another_launcher_takes_over_from_a_killed_one(

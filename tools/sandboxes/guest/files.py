@@ -90,6 +90,18 @@ def _open_within(root: str, path: str, flags: int) -> int:
             below = _step_into(fd, folder, bool(flags & os.O_CREAT))
             os.close(fd)
             fd = below
+        if flags & os.O_DIRECTORY:
+            # In two steps: gVisor follows a link to a folder in spite of O_NOFOLLOW, but for O_PATH.
+            below = _step_into(fd, name, False)
+            os.close(fd)
+            fd = below
+            return os.open(".", flags, dir_fd=fd)
+        if flags & os.O_DIRECTORY:
+            below = _step_into(fd, name, False)
+            os.close(fd)
+            fd = below
+            # gVisor follows a link to a folder in spite of O_NOFOLLOW, but not with O_PATH.
+            return os.open(".", flags, dir_fd=fd)
         try:
             return os.open(name, flags | os.O_NOFOLLOW, 0o644, dir_fd=fd)
         except OSError as error:

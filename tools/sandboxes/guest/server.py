@@ -22,7 +22,7 @@ from palestra.tools.sandboxes.guest.children import Children
 from palestra.tools.sandboxes.guest.files import Refused
 from palestra.tools.sandboxes.guest.frames import MAX_PAYLOAD_BYTES, Gone, receive, send
 from palestra.tools.sandboxes.guest.interpreter import run_session
-from palestra.tools.sandboxes.guest.memory import KillOrder, pids
+from palestra.tools.sandboxes.guest.memory import Census, KillOrder
 from palestra.tools.sandboxes.guest.output import Output
 from palestra.tools.sandboxes.guest.protection import set_dumpable
 from palestra.tools.sandboxes.guest.session import Session
@@ -36,10 +36,13 @@ class Guest:
     """Serves one connection until it closes."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
+        for fd in (read_fd, write_fd):
+            os.set_inheritable(fd, False)
         self._read_fd, self._write_fd = read_fd, write_fd
         self._children = Children()
         self._waiting = Waiting(read_fd, self._children)
         self._kill_order = KillOrder()
+        self._census = Census()
         self._session: Session | None = None
         self._session_lost = False
         self._home = "/"
@@ -69,9 +72,12 @@ class Guest:
         except (Gone, OSError):
             pass
         finally:
-            if os.getpid() != 1:  # else the kernel kills the rest of the namespace
-                self._children.kill_all()
-            os._exit(0)
+            self._end()
+
+    def _end(self) -> None:
+        if os.getpid() != 1:  # else the kernel kills the rest of the namespace
+            self._children.kill_all()
+        os._exit(0)
 
     def _answer(self, request: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
         try:
@@ -104,7 +110,7 @@ class Guest:
         if request["protect"]:
             set_dumpable(False)
         # Even as the first process of a namespace, to which signals do nothing by default.
-        signal.signal(signal.SIGALRM, lambda number, frame: os._exit(0))
+        signal.signal(signal.SIGALRM, lambda number, frame: self._end())
         signal.setitimer(signal.ITIMER_REAL, request["wall_s"])
         os.makedirs(self._home, exist_ok=True)
         os.chdir("/")
@@ -208,7 +214,6 @@ class Guest:
 
     def _start_session(self) -> tuple[Session, bool]:
         """The session, and whether the one before it has been lost since the last call."""
-        self._children.reap()
         if self._session is not None:
             if not self._children.has_ended(self._session.pid):
                 return self._session, False
@@ -221,6 +226,7 @@ class Guest:
         """In the forked process: nothing of the guest's own stays open."""
         self._children.close()
         self._kill_order.close()
+        self._census.close()
         for fd in {self._read_fd, self._write_fd}:
             os.close(fd)
         run_session(control_fd, output_fd, self._environment, self._home, self._output_bytes)
@@ -236,8 +242,12 @@ class Guest:
         """How many processes are there beside this one and the session, if that can be told."""
         if os.getpid() != 1:
             return 0
-        self._children.reap()
-        return max(0, len(pids()) - 1 - (self._session is not None))
+        others = self._census.count() - 1 - (self._session is not None)
+        if others > 0:  # one may only wait to be collected
+            self._children.reap()
+            others = self._census.count() - 1 - (self._session is not None)
+        self._waiting.others = max(0, others)
+        return self._waiting.others
 
 
 def _fits(texts: bytes, *all_counts: Any) -> bool:

@@ -10,6 +10,7 @@ from palestra.tools.sandboxes.guest.frames import Gone
 from palestra.tools.sandboxes.guest.memory import enforce_total, pids
 
 TICK_S = 0.05
+IDLE_TICK_S = 0.5  # while nothing is known to run, but a thread of the session may wake up
 LONGEST_S = 3600.0
 
 
@@ -31,6 +32,8 @@ class Waiting:
         self.host_fd = host_fd
         self.children = children
         self.watched_mb = 0
+        self.others = 0  # processes beside the guest and its session, when last counted
+        self._next_look = 0.0
 
     def wait(self, interest: dict[int, int], until: float) -> dict[int, int]:
         """The descriptors that are ready, with their events; none at the time `until`.
@@ -51,9 +54,16 @@ class Waiting:
             raise HostGone
         if self.children.ended_fd in ready:
             self.children.reap()
-        if self.watched_mb and enforce_total(self.watched_mb):
+        if self._has_to_look() and enforce_total(self.watched_mb):
             raise OutOfMemory
         return ready
+
+    def _has_to_look(self) -> bool:
+        now = time.monotonic()
+        if not self.watched_mb or now < self._next_look:
+            return False
+        self._next_look = now + TICK_S
+        return True
 
     def wait_for_host(self) -> None:
         """Until the host asks for something, or closes the connection."""
@@ -61,10 +71,12 @@ class Waiting:
         poll.register(self.host_fd, select.POLLIN)
         poll.register(self.children.ended_fd, select.POLLIN)
         while True:
-            background = self.watched_mb > 0 and len(pids()) > 2
-            ready = dict(poll.poll(1000 * TICK_S if background else None))
-            self.children.reap()
-            if background:
-                enforce_total(self.watched_mb)
+            tick_s = TICK_S if self.others else IDLE_TICK_S
+            ready = dict(poll.poll(1000 * tick_s if self.watched_mb else None))
+            if self.children.ended_fd in ready:
+                self.children.reap()
             if self.host_fd in ready:
                 return
+            if self._has_to_look():
+                enforce_total(self.watched_mb)
+                self.others = max(0, len(pids()) - 2)

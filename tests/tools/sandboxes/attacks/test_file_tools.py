@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +17,10 @@ def home_of(sandbox: Sandbox) -> str:
     return sandbox.sync.run('printf %s "$HOME"').stdout
 
 
-def refused(call: Callable[[], object]) -> bool:
+def refused(call: Callable[..., object], *arguments: object, **options: object) -> bool:
     began = time.monotonic()
     with pytest.raises(OSError, match=r"."):
-        call()
+        call(*arguments, **options)
     return time.monotonic() - began < 4  # nor does it wait for anything
 
 
@@ -31,11 +30,11 @@ def test_a_link_to_a_file_of_the_host_leads_nowhere(sandbox: Sandbox, host: Any)
     sandbox.sync.run(["ln", "-s", "/proc/self/root" + str(host.file), "magic"])
     sandbox.sync.run(["ln", "-s", str(host.folder / "made"), "dangling"])
     for name in ("link", "magic"):
-        assert refused(lambda name=name: sandbox.sync.read(name))  # type: ignore[misc]
+        assert refused(sandbox.sync.read, name)
         for within in (None, home_of(sandbox)):
-            assert refused(lambda w=within, n=name: sandbox.sync.read(n, within=w))  # type: ignore[misc]
+            assert refused(sandbox.sync.read, name, within=within)
     for within in (None, home_of(sandbox)):
-        assert refused(lambda w=within: sandbox.sync.write("dangling", "x", within=w))  # type: ignore[misc]
+        assert refused(sandbox.sync.write, "dangling", "x", within=within)
     assert host.file.read_text() == host.secret and not (host.folder / "made").exists()
 
 
@@ -47,16 +46,14 @@ def test_no_path_leads_out(sandbox: Sandbox, host: Any) -> None:
     paths = [f"folder/{host.file.name}", "root/etc/passwd", f"root{host.file}"]
     paths += ["../" * 20 + str(host.file), f"{home}/../../../../{host.file}", str(host.file)]
     for path in paths:
-        assert refused(lambda p=path: sandbox.sync.read(p, within=home))  # type: ignore[misc]
-        assert refused(lambda p=path: sandbox.sync.write(p, "x", within=home))  # type: ignore[misc]
+        assert refused(sandbox.sync.read, path, within=home)
+        assert refused(sandbox.sync.write, path, "x", within=home)
         if "etc" not in path:
-            assert refused(lambda p=path: sandbox.sync.read(p))  # type: ignore[misc]
-    assert refused(lambda: sandbox.sync.list("folder", within=home))
-    assert refused(lambda: sandbox.sync.list(str(host.folder)))
+            assert refused(sandbox.sync.read, path)
+    assert refused(sandbox.sync.list, "folder", within=home)
+    assert refused(sandbox.sync.list, str(host.folder))
     assert host.file.read_text() == host.secret
-    assert sorted(path.name for path in host.folder.iterdir() if path.suffix == ".txt") == sorted(
-        path.name for path in Path(host.folder).glob("*.txt")
-    )
+    assert {path.name for path in host.folder.iterdir()} <= {"secret.txt", "later.txt", "socket"}
 
 
 @pytest.mark.row(50)
@@ -64,10 +61,10 @@ def test_fifos_and_devices_are_refused_without_waiting(sandbox: Sandbox) -> None
     sandbox.sync.run("mkfifo fifo; ln -s fifo to-fifo; ln -s /dev/zero zero; ln -s /dev/tty tty")
     for within in (None, home_of(sandbox)):
         for path in ("fifo", "to-fifo", "zero", "tty"):
-            assert refused(lambda p=path, w=within: sandbox.sync.read(p, within=w))  # type: ignore[misc]
-            assert refused(lambda p=path, w=within: sandbox.sync.write(p, "x", within=w))  # type: ignore[misc]
+            assert refused(sandbox.sync.read, path, within=within)
+            assert refused(sandbox.sync.write, path, "x", within=within)
     for path in ("/dev/zero", "/dev/random", "/dev/stdin", "/dev/stdout"):
-        assert refused(lambda p=path: sandbox.sync.read(p))  # type: ignore[misc]
+        assert refused(sandbox.sync.read, path)
     assert sandbox.sync.run("echo on").stdout == "on\n"
 
 
@@ -84,9 +81,15 @@ def test_a_file_swapped_for_a_link_while_it_is_read_gives_itself_or_nothing(
 import ctypes, os
 libc = ctypes.CDLL(None)
 os.close(os.open("ready", os.O_CREAT))
+def swap(one, other):
+    # At once, or in three steps where the kernel (gVisor's) cannot.
+    if libc.renameat2(-100, one, -100, other, 2):
+        os.rename(one, b"third")
+        os.rename(other, one)
+        os.rename(b"third", other)
 while True:
-    libc.renameat2(-100, b"a", -100, b"b", 2)
-    libc.renameat2(-100, b"d", -100, b"e", 2)
+    swap(b"a", b"b")
+    swap(b"d", b"e")
 """
     sandbox.sync.write("swap.py", code)
     sandbox.sync.run("python3 swap.py > /dev/null 2>&1 &")
@@ -131,6 +134,6 @@ def test_odd_names_are_handled_and_shown_escaped(sandbox: Sandbox, name: str) ->
 @pytest.mark.parametrize("name", ["a\0b", "\0", "a\0/../../etc/passwd", "\ud800"], ids=ascii)
 def test_names_that_no_file_has_are_refused(sandbox: Sandbox, name: str) -> None:
     for within in (None, home_of(sandbox)):
-        assert refused(lambda w=within: sandbox.sync.read(name, within=w))  # type: ignore[misc]
-        assert refused(lambda w=within: sandbox.sync.write(name, "x", within=w))  # type: ignore[misc]
+        assert refused(sandbox.sync.read, name, within=within)
+        assert refused(sandbox.sync.write, name, "x", within=within)
     assert sandbox.sync.list() == ()

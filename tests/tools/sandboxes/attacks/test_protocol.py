@@ -1,7 +1,8 @@
-"""Rows 53 to 55: replies are forged and broken in vain, and nothing is left for the next episode."""
+"""Rows 53 to 55: replies are forged and broken in vain, nothing is left for the next episode."""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +55,18 @@ def test_the_connection_to_the_host_is_out_of_reach(sandbox: Sandbox, attack: At
     from textwrap import dedent
 
     assert attack(sandbox, FIND + dedent(code)).value == "[]"
+    assert sandbox.sync.run("echo real").stdout == "real\n"
+
+
+@pytest.mark.row(53)
+def test_a_command_has_no_connection_to_forge_on(sandbox: Sandbox) -> None:
+    """What a command writes wherever it can is not taken for an answer."""
+    code = (
+        FIND + "for fd in range(3, 1024):\n  try: os.write(fd, forged(1))\n  except OSError: pass"
+    )
+    sandbox.sync.write("forge.py", code)
+    result = sandbox.sync.run(["python3", "forge.py"])
+    assert (result.stdout, result.exit_code) == ("", 0)
     assert sandbox.sync.run("echo real").stdout == "real\n"
 
 
@@ -119,14 +132,12 @@ def test_a_pool_replaces_one_that_has_died(spec: SandboxSpec) -> None:
         try:
             for _ in range(3):
                 sandbox = await pool.acquire()
-                try:
+                with contextlib.suppress(SandboxDied):
                     await sandbox.python(
                         "import os\ntry: os.kill(os.getppid(), 9)\nexcept OSError: pass\n"
                         "os.kill(-1, 9)",
                         timeout_s=2,
                     )
-                except SandboxDied:
-                    pass
                 await pool.release(sandbox)
             sandbox = await pool.acquire()
             assert (await sandbox.python("1 + 1")).value == "2"

@@ -43,8 +43,13 @@ def test_other_processes_are_not_seen(sandbox: Sandbox, attack: Attack, host: An
     assert host.token not in attack(sandbox, READ_ALL_OF_PROC).output
     assert host.token not in sandbox.sync.run("ps aux; ls -l /proc/*/exe /proc/*/cwd").stdout
     code = """
-    for name in ("exe", "cwd", "root", "fd", "maps", "environ", "task", "status"):
-        attempt(name, lambda: os.path.lexists(f"/proc/{host['victim']}/{name}"))
+    for pid in (host["victim"], host["pid"]):
+        for name in ("exe", "cwd", "root"):
+            attempt((pid, name), lambda: os.readlink(f"/proc/{pid}/{name}"))
+        for name in ("", "fd", "task", "ns", "map_files"):
+            attempt((pid, name), lambda: os.listdir(f"/proc/{pid}/{name}"))
+        for name in ("cmdline", "environ", "maps", "status", "comm", "stat", "limits", "io"):
+            attempt((pid, name), lambda: open(f"/proc/{pid}/{name}").read())
     breaches"""
     assert attack(sandbox, code).value == "[]"
 

@@ -107,7 +107,7 @@ def test_a_backtracking_pattern_ends(sandbox: Sandbox) -> None:
 def test_recursion_without_a_bound_is_contained(sandbox: Sandbox) -> None:
     code = "import sys; sys.setrecursionlimit(10**9)\ndef f(g): return repr([f(g)])\nf(f)"
     try:
-        result = sandbox.sync.python(code, timeout_s=5)
+        result = sandbox.sync.python(code, timeout_s=2)
         assert result.died or result.error or result.timed_out
         assert sandbox.sync.python("1 + 1").value == "2"
     except SandboxDied:

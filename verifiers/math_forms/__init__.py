@@ -1,0 +1,1 @@
+"""How mathematical answers are read, computed and compared."""
