@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import os
@@ -43,26 +44,31 @@ _KINDS = {"-": "file", "d": "folder", "l": "link"}
 
 @cache
 def bundle(name: str) -> str:
-    """A module of this folder with what it may import, for an interpreter without palestra.
+    """A module of this folder with those that it imports, for an interpreter without palestra.
 
     Running the text defines the module's `main`, and does not call it.
     """
-    folder = Path(__file__).parent
-    named = folder / f"{name.replace('.', '/')}.py"
-    paths = [named, folder / "kernel.py", *folder.glob("guest/*.py")]
-    sources = {
-        ".".join([__package__, *path.relative_to(folder).with_suffix("").parts]): path.read_text(
-            encoding="utf-8"
-        )
-        for path in sorted(set(paths))
-        if path.stem != "__init__"
-    }
-    loader = f"{__package__}.guest.loader"
+    wanted, loader = f"{__package__}.{name}", f"{__package__}.guest.loader"
+    sources: dict[str, str] = {}
+    _collect(wanted, sources)
+    _collect(loader, sources)
     return (
         f"names = {{}}\nsources = {sources!r}\n"
         f"exec(sources[{loader!r}], names)\n"
-        f"main = names['Loader'](sources).load('{__package__}.{name}').main\n"
+        f"main = names['Loader'](sources).load({wanted!r}).main\n"
     )
+
+
+def _collect(module: str, sources: dict[str, str]) -> None:
+    """Add a module's source, and those of its imports within this folder."""
+    path = Path(__file__).parent / f"{module[len(__package__) + 1 :].replace('.', '/')}.py"
+    if module in sources or not path.exists():  # a name in a module, or a package
+        return
+    sources[module] = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(sources[module])):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(__package__):
+            for imported in (node.module, *(f"{node.module}.{a.name}" for a in node.names)):
+                _collect(str(imported), sources)
 
 
 def guest_source() -> str:

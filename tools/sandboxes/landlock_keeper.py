@@ -29,12 +29,20 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Collection
 from typing import Any
 
 from palestra.tools.sandboxes import kernel
+from palestra.tools.sandboxes.group_removal import remove_groups
 from palestra.tools.sandboxes.guest import server
+from palestra.tools.sandboxes.guest.memory import holds_more_than
 from palestra.tools.sandboxes.kernel import check, libc
+from palestra.tools.sandboxes.process_tree import (
+    END_S,
+    descendants,
+    kill_descendants,
+    reap_orphans,
+    wake_at_ends,
+)
 
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 PREFIX = "palestra-landlock-"
@@ -47,8 +55,6 @@ TICK_S = 0.05
 FILES_TICK_S = 0.5
 # A folder is locked by its keeper from a moment after it was made.
 UNLOCKED_S = 30.0
-END_S = 10.0
-_PAGE_KB = resource.getpagesize() >> 10
 
 
 class Launcher:
@@ -248,7 +254,7 @@ class Keeper:
         pids = descendants()
         if len(pids) > self.settings["processes"]:
             return "processes"
-        return "memory" if holds_more_than(self.settings["memory_mb"] << 10, pids) else ""
+        return "memory" if holds_more_than(pids, self.settings["memory_mb"]) else ""
 
     def _exceeded_by_files(self) -> str:
         blocks, count = files_below(self.folder)
@@ -287,23 +293,6 @@ def tell(link: socket.socket, message: dict[str, Any]) -> None:
         link.send(json.dumps(message).encode())
 
 
-def wake_at_ends() -> int:
-    """A descriptor that can be read from when a child has ended."""
-    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    return woken
-
-
-def reap_orphans(spared: int) -> None:
-    """Collect the children that have ended, but not this one: they count as processes."""
-    with contextlib.suppress(ChildProcessError):
-        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            if ended.si_pid == spared:
-                return  # its end is noticed by itself
-            os.waitpid(ended.si_pid, os.WNOHANG)
-
-
 def own_uid() -> int:
     """A user for this process alone, within what a container maps."""
     with open("/proc/self/uid_map") as file:
@@ -337,62 +326,6 @@ def sweep(parent: str) -> None:
                 os.close(fd)
 
 
-def children(pid: int) -> list[int]:
-    """The processes that this one is the parent of."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children") as file:
-                found += map(int, file.read().split())
-    return found
-
-
-def descendants(spared: Collection[int] = ()) -> list[int]:
-    """All processes below this one, except those named and what is below them."""
-    found = [pid for pid in children(os.getpid()) if pid not in spared]
-    for pid in found:
-        found += children(pid)
-    return found
-
-
-def kill_descendants(spared: Collection[int] = ()) -> None:
-    """Kill and reap until nothing is left; what is orphaned on the way comes to this process."""
-    deadline = time.monotonic() + END_S
-    while (pids := descendants(spared)) and time.monotonic() < deadline:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in pids:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.001)
-
-
-def holds_more_than(most_kb: int, pids: list[int]) -> bool:
-    """Whether they hold more memory together, what they share counted once."""
-    if sum(map(resident_kb, pids)) <= most_kb:
-        return False
-    return sum(map(proportional_kb, pids)) > most_kb
-
-
-def resident_kb(pid: int) -> int:
-    """Its memory, what it shares included."""
-    try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * _PAGE_KB
-    except (OSError, IndexError):  # it has ended
-        return 0
-
-
-def proportional_kb(pid: int) -> int:
-    """Its memory, what it shares divided among those that do; slow."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            return sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
-    except OSError:
-        return resident_kb(pid)
-
-
 def files_below(folder: str) -> tuple[int, int]:
     """How many blocks of 512 bytes they take, and how many there are."""
     blocks = count = 0
@@ -406,20 +339,6 @@ def files_below(folder: str) -> tuple[int, int]:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
     return blocks, count
-
-
-def remove_groups(folders: list[str]) -> None:
-    """Remove control groups with those below them, as soon as their processes have gone."""
-    deadline = time.monotonic() + END_S
-    for folder in folders:
-        while os.path.isdir(folder) and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                for name in os.listdir(folder):
-                    if os.path.isdir(f"{folder}/{name}"):
-                        os.rmdir(f"{folder}/{name}")
-                os.rmdir(folder)
-                break
-            time.sleep(0.02)
 
 
 def main(control_fd: str, packages: str, folder: str, *groups: str) -> None:

@@ -13,9 +13,9 @@ import os
 import select
 import signal
 import sys
-import time
 from typing import Any
 
+from palestra.tools.sandboxes.group_removal import remove_groups
 from palestra.tools.sandboxes.kernel import (
     CLONE_NEW,
     MNT_DETACH,
@@ -118,20 +118,6 @@ def build_root(rootfs: str) -> None:
     check(libc.umount2(b".", MNT_DETACH), "umount of the host's files")
     os.chdir("/")
     mount("", "/", "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
-
-
-def remove_groups(folders: list[str]) -> None:
-    """Remove control groups with those below them, as soon as their processes have gone."""
-    for folder in folders:
-        for _ in range(100):
-            with contextlib.suppress(OSError):
-                for name in os.listdir(folder):
-                    if os.path.isdir(f"{folder}/{name}"):
-                        os.rmdir(f"{folder}/{name}")
-                os.rmdir(folder)
-            if not os.path.exists(folder):
-                break
-            time.sleep(0.02)
 
 
 def probe(uid: int | None) -> None:

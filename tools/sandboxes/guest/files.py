@@ -91,7 +91,7 @@ def _open_within(root: str, path: str, flags: int) -> int:
             os.close(fd)
             fd = below
         if flags & os.O_DIRECTORY:
-            # In two steps: gVisor follows a link to a folder in spite of O_NOFOLLOW, but for O_PATH.
+            # In two steps: gVisor minds O_NOFOLLOW for a folder only together with O_PATH.
             below = _step_into(fd, name, False)
             os.close(fd)
             fd = below

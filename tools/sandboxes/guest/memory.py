@@ -47,15 +47,19 @@ def enforce_total(limit_mb: int) -> bool:
 
     Only for the first process of a namespace.
     """
-    others = [pid for pid in pids() if pid != os.getpid()]
-    # What fork shares is counted once only by the slower measure.
-    if sum(map(_resident_kb, others)) <= limit_mb << 10:
-        return False
-    if sum(map(_proportional_kb, others)) <= limit_mb << 10:
+    if not holds_more_than([pid for pid in pids() if pid != os.getpid()], limit_mb):
         return False
     if os.getpid() == 1:
         os.kill(-1, signal.SIGKILL)
     return True
+
+
+def holds_more_than(pids: list[int], limit_mb: int) -> bool:
+    """Whether they hold more memory together."""
+    if sum(map(_resident_kb, pids)) <= limit_mb << 10:
+        return False
+    # What fork shares is counted once only by the slower measure.
+    return sum(map(_proportional_kb, pids)) > limit_mb << 10
 
 
 def _resident_kb(pid: int) -> int:
