@@ -15,8 +15,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := dev,docker,plot,sandbox,serve,tools,train
 TORCH := $(shell grep -E '^torch==' constraints.txt)
-# The tests of the sandboxes start containers. Where there is no Docker and none can be started, they
-# are skipped, with the reason; in CI they fail.
+# The tests of the sandboxes start containers. Where there is no Docker and none can be started,
+# they are skipped, with the reason; in CI they fail.
 PYTEST = DOCKER_HOST="$$(.ci/start-docker)" $(BIN)/python -m pytest
 
 .PHONY: help setup demo check format test test-full bench clean chromium links

@@ -132,6 +132,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_demo(commands.add_parser("demo", help="train a small tool agent and write its report"))
     _add_train(commands.add_parser("train", help="run one training stage from a TOML file"))
     _add_eval(commands.add_parser("eval", help="measure a policy on an environment's tasks"))
+    _add_check(commands.add_parser("check", help="can an environment or a verifier be trusted?"))
     _add_doctor(commands.add_parser("doctor", help="what this machine offers"))
     return parser
 
@@ -173,6 +174,36 @@ def _add_envs(parser: argparse.ArgumentParser) -> None:
     listing.set_defaults(run=run_list)
     show.set_defaults(run=run_show)
     new.set_defaults(run=run_new)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("env", metavar="ENV", nargs="?", help="an environment's id, to check it")
+    parser.add_argument(
+        "--verifier",
+        metavar="NAME",
+        help="number, …, module:function or reasoning_gym:DATASET, to audit it",
+    )
+    parser.add_argument(
+        "--tasks", metavar="SOURCE", help="tasks with references: a .jsonl file, or an environment"
+    )
+    parser.add_argument(
+        "--n", type=_AT_LEAST_ONE, default=20, help="tasks, or episodes of ENV (default: 20)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was found as one object")
+
+    def run(arguments: argparse.Namespace) -> int:
+        from palestra import cli_check
+
+        if arguments.verifier is not None:
+            source = arguments.tasks or arguments.env
+            return cli_check.check_verifier(
+                arguments.verifier, source, limit=arguments.n, as_json=arguments.json
+            )
+        if arguments.env is None:
+            raise ValueError("name an environment, or a verifier with --verifier (see --help)")
+        return cli_check.check_environment(arguments.env, episodes=arguments.n)
+
+    parser.set_defaults(run=run)
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:

@@ -152,14 +152,15 @@ def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLCon
     rl = RLConfig(
         **shared,
         model=str(out / "checkpoints" / "sft"),
-        steps=80,
+        steps=90,
         tasks_per_step=64,
         group_size=4,
         # Half of what the policy fails is a few kinds of numbers: they are worth coming back to.
         revisit=0.5,
         minibatches=3,
-        learning_rate=2.5e-4,
-        learning_rate_end=0.1,
+        learning_rate=4e-4,
+        # The last steps bring most: the noise of large ones hides what was learned.
+        learning_rate_end=0.05,
         warmup_steps=9,
         log_kl=True,
         eval_every=10,

@@ -478,3 +478,43 @@ def test_ctrl_c_ends_training_in_one_line_and_keeps_the_metrics(tmp_path: Path) 
     assert "Traceback" not in stderr
     steps = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in steps] == list(range(1, len(steps) + 1))
+
+
+# check
+
+
+def test_check_audits_a_verifier_and_says_what_it_pays_for(tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text('{"prompt": "6 * 7?", "answer": "42"}\n{"prompt": "1 + 1?", "answer": "2"}\n')
+    fine = palestra("check", "--verifier", "exact", "--tasks", str(tasks))
+    assert fine.returncode == 0, fine.stderr
+    assert "no problem found" in fine.stdout
+    (tmp_path / "loose.py").write_text("def within(reply, answer):\n    return answer in reply\n")
+    loose = palestra(
+        "check", "--verifier", "loose:within", "--tasks", str(tasks), PYTHONPATH=str(tmp_path)
+    )
+    assert loose.returncode == 1
+    assert "pays for" in loose.stdout
+    report = palestra("check", "--verifier", "exact", "--tasks", str(tasks), "--json")
+    assert json.loads(report.stdout)["problems"] == []
+
+
+def test_check_of_an_environment_says_whether_it_keeps_its_promises() -> None:
+    done = palestra("check", "Arithmetic-v0", "--n", "1")
+    assert (done.returncode, done.stdout) == (0, "Arithmetic-v0: keeps its promises\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "name an environment, or a verifier with --verifier"),
+        (["--verifier", "number"], "name tasks with references"),
+        (["--verifier", "nmber", "--tasks", "Arithmetic-v0"], 'no verifier "nmber"'),
+        (
+            ["--verifier", "no_such:thing", "--tasks", "x.jsonl"],
+            "No module named 'no_such': is it installed",
+        ),
+    ],
+)
+def test_check_answers_wrong_arguments_in_one_line(arguments: list[str], expected: str) -> None:
+    assert expected in error_of(palestra("check", *arguments))

@@ -91,6 +91,11 @@ def text_of(message: Message) -> str:
     return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
 
 
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see in it: space, control and format characters at most."""
+    return not any(c.isprintable() and not c.isspace() for c in text)
+
+
 def episode_of(task: Task, messages: Sequence[Message], stop_reason: str) -> Episode:
     """A conversation as an episode: turns hold messages and observations, nothing of the engine."""
     prompt = _prompt(messages)

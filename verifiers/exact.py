@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from palestra.types import Score, Unscorable
+from palestra.verifiers.context import is_blank
 
 
 def exact(reply: str, answer: Any) -> Score:
@@ -13,7 +14,7 @@ def exact(reply: str, answer: Any) -> Score:
     Raises:
         Unscorable: the reference is not a string, or blank: an empty reply must never pass.
     """
-    if not isinstance(answer, str) or not answer.strip():
+    if not isinstance(answer, str) or is_blank(answer):
         raise Unscorable(f"exact needs a string as the task's answer, got {answer!r:.80}")
     if reply.strip() == answer.strip():
         return Score(value=1.0)

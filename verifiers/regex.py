@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from palestra.types import Score, Unscorable
+from palestra.verifiers.context import is_blank
 from palestra.verifiers.verifier import verifier
 
 _TIMEOUT_S = 1.0
@@ -38,7 +39,7 @@ def regex(
         except ValueError as error:
             raise Unscorable(str(error)) from None
         text = reply.strip()
-        if not text:
+        if is_blank(text):
             return Score(value=0.0, explanation="the reply is empty")
         match = compiled.fullmatch if whole else compiled.search
         try:

@@ -18,7 +18,8 @@ _MAX_COUNT = 1_000
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # A word, or a character of a script that is written without spaces.
-_WORD = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿]|[^\W_぀-ヿ㐀-䶿一-鿿豈-﫿]+")
+_SPACELESS_CHARS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_SPACELESS_CHARS}]|[^\W_{_SPACELESS_CHARS}]+")
 
 # By the first word of their characters' Unicode names.
 SCRIPTS: Mapping[str, tuple[str, ...]] = {

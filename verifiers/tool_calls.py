@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from palestra.types import Message, Score, Unscorable
+from palestra.verifiers.context import is_blank
 from palestra.verifiers.json_answer import NotJson, canonical, read_json, same_json
 from palestra.verifiers.verifier import verifier
 
@@ -65,7 +66,7 @@ def tool_calls(
         expected = read_expected(answer)
         calls = list(_calls(messages))
         if not expected:
-            silent = "" if reply.strip() else "neither a call nor a reply"
+            silent = "neither a call nor a reply" if is_blank(reply) else ""
             problem = "a call where none was due" if calls else silent
             return Score(value=float(not problem), explanation=problem)
         if len(calls) > MAX_CALLS:

@@ -55,7 +55,7 @@ ALLOWED = _names(
     getuid geteuid getgid getegid getresuid getresgid getgroups setuid setgid setreuid setregid
     setresuid setresgid setfsuid setfsgid setgroups capget capset
 
-    getrlimit setrlimit prlimit64 getrusage getpriority setpriority ioprio_get ioprio_set
+    getrlimit setrlimit getrusage getpriority setpriority ioprio_get ioprio_set
     sched_yield sched_getaffinity sched_setaffinity sched_getparam sched_setparam
     sched_getscheduler sched_setscheduler sched_getattr sched_setattr sched_get_priority_max
     sched_get_priority_min sched_rr_get_interval getcpu sysinfo uname times
@@ -117,6 +117,8 @@ CHECKED: dict[str, tuple[Check, ...]] = {
         Check(argument=1, mask=0xF, values=(1, 2)),
         Check(argument=2, values=(0, 6, 17)),
     ),
+    # Only its own: with no processor time left, even the sandbox's first process is killed.
+    "prlimit64": (Check(argument=0, values=(0,)),),
     # SO_SNDBUF: megabytes for each socket that are no process's memory. Succeeds without effect, as
     # beyond the kernel's limit; so does what has its number at other levels (TCP_SYNCNT).
     "setsockopt": (Check(argument=2, values=(7,), refused=True, errno=0),),

@@ -332,3 +332,19 @@ def warm_constants() -> None:
         context.prec = 3 * MAX_RANGE_BITS
         for constant in (context.pi, context.e, context.ln2, context.ln10):
             +constant
+
+
+def computable(node: Node) -> bool:
+    """Whether an expression's value can be computed within the bounds, at least at some point."""
+    from palestra.verifiers.math_forms.tree import is_value, letters
+
+    if not is_value(node):
+        return True
+    point = {name: Fraction(29, 17) for name in letters(node)}
+    try:
+        agree_precisely(node, Number(Fraction(0)), point, real=False)
+    except TooLarge:
+        return False
+    except Undefined:
+        return True
+    return True

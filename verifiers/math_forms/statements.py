@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from palestra.verifiers.math_forms.expressions import ExpressionParser
 from palestra.verifiers.math_forms.tokens import tokenize
-from palestra.verifiers.math_forms.tree import CONSTANTS, Call, Node, Symbol, Unreadable
+from palestra.verifiers.math_forms.tree import (
+    CONSTANTS,
+    Call,
+    Node,
+    Symbol,
+    Unreadable,
+    letters,
+)
 
 _RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "~", "equiv")
 _LIST_SEPARATORS = (",", ";", "and", "or", "row")
@@ -61,7 +68,9 @@ class StatementParser(ExpressionParser):
         if not operators:
             return sides[0]
         if operators[-1] == "~":
-            return Call("approx", (sides[-1],))
+            # x = \\sqrt{2} \\approx 1.414 has an exact member, too.
+            exact = sides[-2:-1] if len(sides) > 2 or not letters(sides[0]) else []
+            return Call("approx", (sides[-1], *exact))
         return Call("rel:" + " ".join(operators), tuple(sides))
 
     def label(self) -> Node | None:
@@ -239,7 +248,7 @@ class StatementParser(ExpressionParser):
         return Call("set", (inside,)) if opener == "\\{" else inside
 
     def matrix(self, name: str) -> Node:
-        if name not in _MATRICES and name not in ("vmatrix",):
+        if name not in _MATRICES:
             raise Unreadable(f"unknown environment {name}")
         rows: list[Node] = []
         row: list[Node] = []
@@ -259,7 +268,7 @@ class StatementParser(ExpressionParser):
         self.expect("command", f"end {name}")
         if not rows or len({len(line.args) for line in rows if isinstance(line, Call)}) != 1:
             raise Unreadable("a matrix needs rows of one length")
-        return Call("determinant" if name == "vmatrix" else "matrix", tuple(rows))
+        return Call("matrix", tuple(rows))
 
 
 def _bracketed(opener: str, closer: str, inside: Node) -> Node:

@@ -5,12 +5,6 @@ from __future__ import annotations
 import re
 
 _CHOICE = re.compile(
-    r"(?:(?:option|choice|answer|case)\s*:?\s*)?\(?\[?\s*(?:\\text(?:bf|rm|it)?\s*\{\s*)?\(?\s*"
-    r"(?P<letter>[A-Ja-j])"
-    r"(?P<closed>\s*[).:\]}]|\s*$)",
-    re.IGNORECASE,
-)
-_WRAPPED_CHOICE = re.compile(
     r"(?:(?:option|choice|answer)\s*:?\s*)?"
     r"(?:\\text(?:bf|rm|it)?\s*\{|\\mathrm\s*\{|\\mathbf\s*\{|\*\*)?\s*[(\[]?\s*"
     r"(?:\\text(?:bf|rm|it)?\s*\{|\\mathrm\s*\{|\\mathbf\s*\{)?\s*"
@@ -50,7 +44,7 @@ _TIME = re.compile(
 
 def choice_letter(text: str) -> str | None:
     """The letter of an answer like "(B)", "b.", "Option B: the sum" or "\\textbf{(B)} 5"."""
-    match = _WRAPPED_CHOICE.fullmatch(text.strip()[:400])
+    match = _CHOICE.fullmatch(text.strip()[:400])
     if match is None:
         return None
     rest = match["rest"].lstrip(")]}. ")
