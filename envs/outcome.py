@@ -100,7 +100,7 @@ async def _blame(env: Env, error: BaseException) -> dict[str, Any]:
     """Release the episode and say in `info` whose fault its end was."""
     await release(env)
     if isinstance(error, Unscorable):
-        outcome, cause, detail = Outcome.UNSCORABLE, "verifier:reference", str(error)
+        outcome, cause, detail = Outcome.UNSCORABLE, error.cause, str(error)
     elif isinstance(error, Failure):
         outcome, cause, detail = Outcome.FAILED, error.cause, error.detail
     else:

@@ -195,8 +195,9 @@ class Turn:
 class Episode:
     """One attempt at one task.
 
-    `stop_reason`: "answer" (a reply without a tool call), "env" (the environment ended it),
-    "max_turns", "length" (a reply cut by its token limit), "token_budget", "deadline", "failed".
+    `stop_reason`: "answer" (a reply without a tool call, or a submitted answer), "env" (the
+    environment ended it), "max_turns", "length" (a reply cut by its token limit), "token_budget",
+    "deadline", "failed".
     `cause` says whose fault an unscorable or failed outcome is, e.g. "tool:search". `scores` and
     `rewards` are by agent; `score` and `reward` are those of the only one.
     """

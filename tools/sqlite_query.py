@@ -56,7 +56,7 @@ _PRAGMAS = {
     "table_xinfo",
 }
 _FORBIDDEN_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
-_HOST_TROUBLE = {
+HOST_TROUBLE = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_IOERR,
@@ -77,10 +77,10 @@ def run_sql(
         MemoryError: from SQLite or Python.
         sqlite3.Error: a file to be read that cannot be.
     """
-    with closing(_connect(database, read_only=max_bytes == 0)) as connection:
-        _restrict(connection, max_bytes, time.monotonic() + timeout_s)
+    with closing(connect(database, read_only=max_bytes == 0)) as connection:
+        restrict(connection, max_bytes, time.monotonic() + timeout_s)
         shown: list[str] = []
-        for number, statement in enumerate(_statements(sql), start=1):
+        for number, statement in enumerate(statements(sql), start=1):
             try:
                 if number > _MAX_STATEMENTS:
                     raise ToolError(f"at most {_MAX_STATEMENTS} statements are run in one call")
@@ -89,7 +89,7 @@ def run_sql(
                 code = getattr(error, "sqlite_errorcode", 0)
                 if code == sqlite3.SQLITE_INTERRUPT:
                     raise ToolError(INTERRUPTED) from None
-                if max_bytes == 0 and code & 0xFF in _HOST_TROUBLE:
+                if max_bytes == 0 and code & 0xFF in HOST_TROUBLE:
                     raise
                 where = f"statement {number}: " if number > 1 else ""
                 raise ToolError("\n\n".join((*shown, f"{where}{error}"))) from None
@@ -98,7 +98,7 @@ def run_sql(
     return "\n\n".join(shown) or "[no statement]"
 
 
-def _connect(database: str, *, read_only: bool) -> sqlite3.Connection:
+def connect(database: str, *, read_only: bool) -> sqlite3.Connection:
     # One that nobody writes to needs no locks, nor the files that write-ahead logging keeps.
     unchanging = not any(Path(database + suffix).exists() for suffix in ("-wal", "-journal"))
     mode = f"mode=ro&immutable={int(unchanging)}" if read_only else "mode=rw"
@@ -108,7 +108,7 @@ def _connect(database: str, *, read_only: bool) -> sqlite3.Connection:
     return connection
 
 
-def _restrict(connection: sqlite3.Connection, max_bytes: int, deadline: float) -> None:
+def restrict(connection: sqlite3.Connection, max_bytes: int, deadline: float) -> None:
     for category, limit in _LIMITS.items():
         connection.setlimit(category, limit)
     connection.execute("PRAGMA temp_store = MEMORY")
@@ -139,7 +139,7 @@ def _restrict(connection: sqlite3.Connection, max_bytes: int, deadline: float) -
     )
 
 
-def _statements(sql: str) -> Iterator[str]:
+def statements(sql: str) -> Iterator[str]:
     """The statements one by one, however their strings and triggers contain semicolons."""
     start = end = 0
     while (end := sql.find(";", end) + 1) > 0:

@@ -67,7 +67,9 @@ def choice(reply: str, answer: Any, task: Task) -> Score:
 
 
 def _reference(answer: Any, letters: str) -> frozenset[str]:
-    parts = answer if isinstance(answer, list | tuple) else re.split(r"[\s,;]+", str(answer).strip())
+    parts = (
+        answer if isinstance(answer, list | tuple) else re.split(r"[\s,;]+", str(answer).strip())
+    )
     found = [str(part).strip("()[]. ").upper() for part in parts]
     if len(found) == 1 and len(found[0]) > 1 and list(found[0]) == sorted(set(found[0])):
         found = list(found[0])  # "ACD"

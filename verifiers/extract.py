@@ -11,6 +11,7 @@ from typing import Any
 MAX_ANSWER_CHARS = 6_000
 MAX_TAIL_CHARS = 20_000
 MAX_BOXES = 40
+MAX_STATED = 100
 MAX_JSON_CHARS = 100_000
 
 
@@ -165,9 +166,9 @@ def _indent(reply: str, start: int) -> str:
 
 
 _STATED = re.compile(
-    r"(?:\*\*\s*)?(?:final\s+)?answers?(?:\s*\*\*)?"
+    r"(?:答案|answers?)(?:\s*\*\*)?"
     r"(?:\s+(?:to|for|of)\s+(?:the|this|your)\s+(?:question|problem)| here)?"
-    r"\s*(?:\*\*)?\s*(?:(?:is|are|would be|will be|must be|should be|equals)\b|[:=：])"
+    r"\s*(?:\*\*)?\s*(?:(?:is|are|would be|will be|must be|should be|equals)\b|[:=：是为])"
     r"(?:\s+therefore|\s+thus|\s+that|\s+then|\s+simply|\s+just)?\s*[:：]?\s*(?:\*\*(?=\s))?\s*",
     re.IGNORECASE,
 )
@@ -178,7 +179,14 @@ def stated(reply: str) -> Extracted | None:
     """What follows the last "the answer is" or "Answer:", to the end of its sentence."""
     tail = reply[-MAX_TAIL_CHARS:]
     offset = len(reply) - len(tail)
-    for match in reversed(list(_STATED.finditer(tail))):
+    position = len(tail)
+    for _ in range(MAX_STATED):
+        position = max(tail.rfind(word, 0, position) for word in ("answer", "Answer", "ANSWER", "答案"))
+        if position < 0:
+            return None
+        match = _STATED.match(tail, position)
+        if match is None:
+            continue
         rest = tail[match.end() : match.end() + MAX_ANSWER_CHARS]
         if _REJECTING.match(rest):
             continue
@@ -222,11 +230,17 @@ def trimmed(sentence: str) -> str:
     text = sentence.strip()
     if len(text) > MAX_ANSWER_CHARS:
         return ""
-    text = _BECAUSE.sub("", text)
+    return unmarked(_BECAUSE.sub("", text))
+
+
+def unmarked(text: str) -> str:
+    """A text without bold type and its full stop."""
+    text = text.strip()
     bold = re.fullmatch(r"\*\*(.+?)\*\*(.*)", text, re.DOTALL)
     if bold is not None:
         text = bold[1] + (bold[2] if not bold[2].strip(" .") else " " + bold[2])
-    return text.replace("**", "").strip().rstrip(".").strip()
+    text = text.replace("**", "").strip()
+    return text if text.endswith("...") else text.rstrip(".").strip()
 
 
 _BOLD = re.compile(r"\*\*([^*\n]{1,300}?)\*\*")
@@ -238,17 +252,20 @@ def guessed(reply: str) -> Extracted | None:
     if not tail:
         return None
     if "\n" not in tail and len(tail) <= MAX_ANSWER_CHARS and len(reply) <= MAX_ANSWER_CHARS:
-        return Extracted(text=trimmed(tail), how="guessed", end=len(reply))
+        return Extracted(text=unmarked(tail), how="guessed", end=len(reply))
     paragraph = tail.rsplit("\n\n", 1)[-1]
     line = paragraph.strip().rsplit("\n", 1)[-1]
     if line.strip() in ("\\]", "$$", "```"):
         line = paragraph
-    return Extracted(text=trimmed(line), how="guessed", end=len(reply))
+    return Extracted(text=unmarked(line), how="guessed", end=len(reply))
 
 
 _VALUE = re.compile(
-    r"(?<![A-Za-z0-9_.])[-−]?\s?\\?[$€£]?\s?\d[\d,]*(?:\.\d+)?(?:\s?/\s?\d+)?(?:[eE][-+]?\d+)?\s?(?:\\?%)?"
+    r"(?<![A-Za-z0-9_.])[-−]?\s?\\?[$€£]?\s?\d(?:[\d,]*\d)?(?:\.\d+)?(?:\s?/\s?\d+)?(?:[eE][-+]?\d+)?\s?(?:\\?%)?"
 )
+
+
+_AND = re.compile(r"\s*(?:,\s*and|,\s*or|,|and|or|&)\s*", re.IGNORECASE)
 
 
 def last_value(text: str) -> str | None:
@@ -262,6 +279,11 @@ def last_value(text: str) -> str | None:
         return next(group for group in formula.groups() if group is not None).strip()
     if last_number is None:
         return None
+    first = len(numbers) - 1
+    while first > 0 and _AND.fullmatch(text[numbers[first - 1].end() : numbers[first].start()]):
+        first -= 1
+    if first < len(numbers) - 1:
+        return text[numbers[first].start() : last_number.end()]  # several are one list
     before = text[: last_number.start()].rstrip()
     if before.endswith("=") or before.lower().endswith((" is", " are", ":")):
         return text[last_number.start() :].strip()

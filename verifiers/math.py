@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
+from collections import OrderedDict
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -12,13 +15,17 @@ from palestra.verifiers.extract import after_hashes, boxed, extract, last_value
 from palestra.verifiers.math_forms.comparison import same_reading
 from palestra.verifiers.math_forms.reading import Reading, has_content, read
 from palestra.verifiers.math_forms.tree import MAX_CHARS, Call, Node, TooLarge
-from palestra.verifiers.math_forms.workers import Exhausted, judge_by_sympy
+from palestra.verifiers.math_forms.words import calendar_date, time_of_day
+from palestra.verifiers.math_forms.workers import Exhausted, is_costly, judge_by_sympy
 
 # Waiting for a worker included; most comparisons need none and take a millisecond.
 TIMEOUT_S = 5.0
 
 _MATHEMATICAL = re.compile(r"\\(?!text|mathrm|mbox|textbf|textit|operatorname)[A-Za-z]+|[\d=<>^]")
-_HEDGE = re.compile(r"\b(?:or|either|maybe|perhaps|possibly|probably)\b", re.IGNORECASE)
+_HEDGE = re.compile(
+    r"\b(?:or|either|maybe|perhaps|possibly|probably|(?:could|might|may) be)\b", re.IGNORECASE
+)
+_WORDS = re.compile(r"[A-Za-z]{2,}[^\\{}]*\s[^\\{}]*[A-Za-z]{2,}")
 _NAMED_CHOICE = re.compile(
     r"\(([A-J])\)|\b(?:option|choice|answer|answer is|is)\s*:?\s*\(?([A-J])\b(?!')|^\W*([A-J])[).:]"
 )
@@ -66,7 +73,10 @@ def equal(first: str, second: str, *, timeout_s: float = TIMEOUT_S) -> bool:
             return False
         # In one order, so that the verdict cannot depend on it.
         texts = sorted((one.text, two.text))
-        return judge_by_sympy(texts[0], texts[1], timeout_s=timeout_s) == "equal"
+        if any(map(is_costly, texts)):
+            return False
+        deadline = time.monotonic() + timeout_s
+        return judge_by_sympy(texts[0], texts[1], deadline=deadline) == "equal"
     except (TooLarge, Exhausted):
         return False
 
@@ -97,6 +107,7 @@ def _reference(answer: Any) -> str:
 
 @lru_cache(maxsize=8192)
 def _verdict(reference: str, given: str, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
     expected = read(reference)
     if not has_content(expected) or expected.text.lower() in ("nan", "+nan", "-nan"):
         raise Unscorable(f"math cannot read the reference {reference!r:.80}")
@@ -110,9 +121,9 @@ def _verdict(reference: str, given: str, timeout_s: float) -> bool:
         _check_alone(expected)
         return False
     if _needs_sympy(expected, candidate):
-        return _judged(expected, candidate, timeout_s)
+        return _judged(expected, candidate, deadline)
     if expected.tree is None and _MATHEMATICAL.search(expected.text):
-        raise_if_unreadable(expected, timeout_s)
+        _check_readable(expected, deadline)
     return False
 
 
@@ -122,7 +133,9 @@ def _candidate(expected: Reading, given: str) -> Reading | None:
     if expected.choice and not reading.choice:
         letters = {next(filter(None, found)) for found in _NAMED_CHOICE.findall(given)}
         return read(letters.pop()) if len(letters) == 1 else reading
-    if reading.tree is not None or reading.advanced:
+    if reading.tree is not None or reading.advanced or (expected.choice and reading.choice):
+        return reading
+    if time_of_day(reading.text) or calendar_date(reading.words):
         return reading
     if expected.tree is None:
         if reading.words != expected.words:
@@ -132,6 +145,8 @@ def _candidate(expected: Reading, given: str) -> Reading | None:
         return reading
     if _HEDGE.search(given):
         return None
+    if not _WORDS.search(given):
+        return reading  # a formula that cannot be read has no last value
     value = last_value(given)
     return reading if value is None else _shortened(value)
 
@@ -167,25 +182,43 @@ def _mathematical(reading: Reading) -> bool:
     return reading.tree is not None or reading.advanced
 
 
-def _judged(expected: Reading, candidate: Reading, timeout_s: float) -> bool:
+def _judged(expected: Reading, candidate: Reading, deadline: float) -> bool:
+    if is_costly(candidate.text):
+        return False
     try:
-        verdict = judge_by_sympy(expected.text, candidate.text, timeout_s=timeout_s)
+        verdict = judge_by_sympy(expected.text, candidate.text, deadline=deadline)
     except Exhausted:
-        raise_if_unreadable(expected, timeout_s)
+        _check_readable(expected, deadline)
         return False
     if verdict == "bad reference":
         raise Unscorable(f"math cannot read the reference {expected.text!r:.80}")
     return verdict == "equal"
 
 
-def raise_if_unreadable(expected: Reading, timeout_s: float) -> None:
+def _check_readable(expected: Reading, deadline: float) -> None:
     """Raises Unscorable if sympy can make nothing of the reference, either."""
     try:
-        verdict = judge_by_sympy(expected.text, expected.text, timeout_s=timeout_s)
+        verdict = _judged_alone(expected.text, deadline)
     except Exhausted:
         raise Unscorable(f"the reference alone takes too much: {expected.text!r:.80}") from None
     if verdict == "bad reference":
         raise Unscorable(f"math cannot read the reference {expected.text!r:.80}")
+
+
+# Per reference one of these is enough, however many answers to it are odd.
+_alone: OrderedDict[str, str] = OrderedDict()
+_MAX_ALONE = 1024
+
+
+def _judged_alone(reference: str, deadline: float) -> str:
+    verdict = _alone.get(reference)
+    if verdict is None:
+        verdict = judge_by_sympy(reference, reference, deadline=deadline)
+        _alone[reference] = verdict
+        while len(_alone) > _MAX_ALONE:
+            with contextlib.suppress(KeyError):  # another thread was quicker
+                _alone.popitem(last=False)
+    return verdict
 
 
 def _check_alone(expected: Reading) -> None:

@@ -81,7 +81,7 @@ def sql(
         if not isinstance(answer, str) or not answer.strip():
             raise Unscorable(f"sql needs a query as the task's answer, got {answer!r:.80}")
         in_order = _has_order(answer) if ordered == "auto" else ordered
-        query = _query_of(reply)
+        query = await run_in_thread(lambda: _query_of(reply))
         finds_something = False
         for path in _files(database, task):
             try:

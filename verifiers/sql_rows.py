@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from palestra.tools.sqlite_query import (
+    HOST_TROUBLE,
     INTERRUPTED,
-    _connect,
-    _restrict,
-    _statements,
+    connect,
+    restrict,
+    statements,
 )
 from palestra.tools.threads import run_in_thread
 from palestra.tools.tool import Tool
@@ -78,14 +79,14 @@ def write_rows(
 ) -> None:
     """Write [columns, rows] as JSON; blobs are {"blob": hexadecimal}."""
     try:
-        with closing(_connect(database, read_only=True)) as connection:
-            _restrict(connection, 0, time.monotonic() + timeout_s)
+        with closing(connect(database, read_only=True)) as connection:
+            restrict(connection, 0, time.monotonic() + timeout_s)
             columns, rows = _fetch(connection, sql, max_rows)
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0)
         if code == sqlite3.SQLITE_INTERRUPT:
             raise ToolError(INTERRUPTED) from None
-        if not hostile_file and code & 0xFF in _HOST_TROUBLE:
+        if not hostile_file and code & 0xFF in HOST_TROUBLE:
             raise
         raise ToolError(str(error)) from None
     Path(output).write_text(json.dumps([columns, rows]))
@@ -96,21 +97,13 @@ def _read(output: Path) -> Rows:
     return Rows(columns=tuple(columns), rows=tuple(tuple(map(_cell, row)) for row in rows))
 
 
-_HOST_TROUBLE = {
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_NOTADB,
-}
-
-
 def _fetch(
     connection: sqlite3.Connection, sql: str, max_rows: int
 ) -> tuple[list[str], list[list[Any]]]:
-    statements = [s for s in _statements(sql) if not _is_comment(s)]
-    if len(statements) != 1:
-        raise ToolError(f"one statement is expected, got {len(statements)}")
-    with closing(connection.execute(statements[0])) as cursor:
+    found = [statement for statement in statements(sql) if not _is_comment(statement)]
+    if len(found) != 1:
+        raise ToolError(f"one statement is expected, got {len(found)}")
+    with closing(connection.execute(found[0])) as cursor:
         if cursor.description is None:
             raise ToolError("the statement gives no rows")
         columns = [column[0] for column in cursor.description]

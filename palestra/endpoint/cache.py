@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from palestra.endpoint.exchange import Reply
+
 _FORMAT = 1  # of the files; a change makes all older ones misses
+_VARYING = "\0varying\0"  # stands on disk for what is in no two requests; JSON writes no NUL
 
 
 class ReplyCache:
@@ -31,37 +33,54 @@ class ReplyCache:
         except OSError as error:
             raise ValueError(f"cannot keep a cache in {self.folder}: {error.strerror}") from None
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """What was stored under this key, or None."""
+    def get(self, key: str, varying: str = "") -> Reply | None:
+        """The reply stored under this key, marked as cached and for free; None if there is none."""
         try:
             stored = json.loads(self._path(key).read_bytes())
-        except (OSError, ValueError, RecursionError):
+            if stored["format"] != _FORMAT:
+                return None
+            text = stored["text"].replace(_VARYING, varying)
+            return Reply(
+                text=text,
+                finish_reason=stored["finish_reason"],
+                model=stored["model"],
+                cost=0.0,
+                cached=True,
+            )
+        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
             return None
-        if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
-            return None
-        reply = stored.get("reply")
-        return reply if isinstance(reply, dict) else None
 
-    def put(self, key: str, reply: Mapping[str, Any]) -> None:
-        """Store a JSON object under this key."""
+    def put(self, key: str, reply: Reply, varying: str = "") -> None:
+        """Store a reply under this key, `varying` taken out of its text."""
+        if _VARYING in reply.text:
+            return
+        stored = {
+            "format": _FORMAT,
+            "text": reply.text.replace(varying, _VARYING) if varying else reply.text,
+            "finish_reason": reply.finish_reason,
+            "model": reply.model,
+        }
         path = self._path(key)
         with contextlib.suppress(OSError):
             path.parent.mkdir(exist_ok=True)
             handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".part")
             try:
                 with os.fdopen(handle, "w") as file:
-                    json.dump({"format": _FORMAT, "reply": reply}, file)
+                    json.dump(stored, file)
                 os.replace(unfinished, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(unfinished)
-                raise
+            except OSError:
+                os.unlink(unfinished)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
 
 
-def request_key(fields: Any) -> str:
-    """A hash of what a request is made of; raises TypeError for what is not JSON."""
+def request_key(fields: Any, varying: str = "") -> str:
+    """A hash of what a request is made of, whatever is `varying` in it.
+
+    Raises TypeError or ValueError for what is not JSON.
+    """
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    if varying:
+        text = text.replace(varying, _VARYING)
     return hashlib.sha256(text.encode()).hexdigest()

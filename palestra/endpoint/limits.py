@@ -24,7 +24,8 @@ def backoff_s(retry: int) -> float:
 
     The jitter keeps clients that failed together from coming back together.
     """
-    return min(_LAST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** min(retry, 16)) * random.uniform(0.5, 1.0)
+    longest_s = min(_LAST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(retry, 16))
+    return longest_s * random.uniform(0.5, 1.0)
 
 
 def asked_wait_s(headers: Mapping[str, str]) -> float | None:
@@ -71,8 +72,10 @@ class Gate:
     async def place(self) -> AsyncIterator[None]:
         """Wait for a place, hold it inside the block."""
         async with self._places:
-            while (wait_s := self._wait_s()) > 0:
+            wait_s = self._wait_s()
+            while wait_s > 0:  # others may have paused it, or taken the turn, meanwhile
                 await asyncio.sleep(wait_s)
+                wait_s = self._wait_s()
             self._next_at = max(self._next_at, time.monotonic()) + self._spacing_s
             yield
 

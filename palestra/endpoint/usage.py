@@ -62,12 +62,12 @@ class Usage:
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
         """The same as numbers by name, e.g. "judge/cost" for a prefix of "judge/"."""
-        numbers = {f.name: float(getattr(self, f.name)) for f in fields(self) if f.name != _KINDS}
+        numbers = {name: float(getattr(self, name)) for name in _NUMBERS}
         kinds = {f"failures/{kind}": float(count) for kind, count in self.failures.items()}
         return {prefix + name: number for name, number in {**numbers, **kinds}.items()}
 
 
-_KINDS = "failures"
+_NUMBERS = tuple(f.name for f in fields(Usage) if f.name != "failures")
 
 
 class Meter:
@@ -88,6 +88,13 @@ class Meter:
         """One more request without a reply."""
         with self._lock:
             self._failures[kind] = self._failures.get(kind, 0) + 1
+
+    def merge(self, usage: Usage) -> None:
+        """Add what another one counted."""
+        self.add(**{name: getattr(usage, name) for name in _NUMBERS})
+        with self._lock:
+            for kind, count in usage.failures.items():
+                self._failures[kind] = self._failures.get(kind, 0) + count
 
     @property
     def usage(self) -> Usage:

@@ -171,7 +171,10 @@ def test_parts_in_the_sandbox_run_one_after_another(
     [
         (lambda: all_of(), "all_of needs at least one verifier"),
         (lambda: all_of(good, good), 'two parts of all_of are called "good": name one of them'),
-        (lambda: any_of(good, "bad"), "a verifier must be a function, got 'bad'"),
+        (
+            lambda: any_of(good, "bad"),  # type: ignore[arg-type]
+            "a verifier must be a function, got 'bad'",
+        ),
         (lambda: sequence(lambda completion: 1), 'asks for "completion"'),
         (lambda: sequence(good, pass_at=0), "pass_at must be above 0 and at most 1, got 0"),
         (lambda: all_of(lambda episodes: [1]), "judges all episodes of a task together"),

@@ -217,6 +217,11 @@ def test_the_tools_state_is_compared_by_name(
     assert (score.value, score.explanation) == (0.0, "no tool was called")
 
 
+class Goal(State):
+    def __init__(self, goal: object) -> None:
+        self.goal = goal
+
+
 def test_objects_in_the_state_equal_nothing(judge: Judge, messages: list[Message]) -> None:
     class Anything:
         def __eq__(self, other: object) -> bool:
@@ -235,8 +240,7 @@ def test_objects_in_the_state_equal_nothing(judge: Judge, messages: list[Message
             return 0
 
     for trick in (Anything(), Text("x"), [Anything()], {"a": Text("x")}):
-        state = State()
-        state.goal = trick
+        state = Goal(trick)
         for answer in ("x", ["x"], {"a": "x"}):
             score = judge(state_equals, "", {"goal": answer}, messages=messages, state=state)
             assert score.value == 0.0

@@ -51,6 +51,14 @@ _SPACED_GROUPS = re.compile(
     r"(?<![\d.,])\d{1,3}(?:(?:\\,|\\ |[ \u00a0\u2009\u202f~])\d{3})+(?![\d/])"
 )
 _SPACE_IN_GROUP = re.compile(r"\\,|\\ |[ \u00a0\u2009\u202f~]")
+# A backslash that was escaped once too often.
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z])")
+_UNIT_FRACTION = re.compile(
+    r"\\[dt]?frac\s*\{\s*\\(?:text|mathrm)\s*\{([A-Za-z^0-9 ]+)\}\s*\}"
+    r"\s*\{\s*\\(?:text|mathrm)\s*\{([A-Za-z^0-9 ]+)\}\s*\}"
+)
+# 6.02 x 10^23
+_TIMES = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")
 _BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
 
 
@@ -62,9 +70,12 @@ def clean(text: str) -> str:
     if not text.isascii():
         text = _to_ascii(text)
     text = text.strip()
+    if "{,}" in text or "\\!" in text:
+        text = _GROUPS.sub(",", text).replace("{,}", ",")
     if "\\" in text or "~" in text:
-        if "{,}" in text or "\\!" in text:
-            text = _GROUPS.sub(",", text)
+        text = _UNIT_FRACTION.sub(r"\\text{\1/\2}", text)
+        if "\\\\" in text and "\\begin" not in text:
+            text = _DOUBLED.sub(r"\\", text)
         text = _SIZES.sub(" ", text)
         text = _SPACED_GROUPS.sub(_joined, text)
         text = _SPACES.sub(" ", text)
@@ -76,7 +87,9 @@ def clean(text: str) -> str:
     text = _without_dollars(text)
     if "**" in text and text.startswith("**"):
         text = text.strip("*")
-    return text.strip().rstrip(".,;:!?" if not text.endswith(("!", "...")) else ",;:?").strip()
+    text = text.strip()
+    text = text if text.endswith("...") else text.rstrip(".,;:?").strip()
+    return _TIMES.sub(r"\\times ", text) if "10" in text else text
 
 
 def _to_ascii(text: str) -> str:

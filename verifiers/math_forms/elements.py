@@ -42,6 +42,12 @@ def same_collection(first: Node, second: Node, same: Same) -> bool:
     loose = _unordered(first), _unordered(second)
     if loose[0] is None or loose[1] is None:
         return False
+    if loose[0] == [first] and loose[1] == [second]:
+        return False  # two single things of different kinds
+    signs = [{sign for sign in ("pm", "mp") if mentions(side, sign)} for side in (first, second)]
+    if signs[0] != signs[1] and signs[0] and signs[1] and len(loose[0]) == len(loose[1]) == 2:
+        # Where one has ± and the other ∓ the upper signs belong together.
+        return same(loose[0][0], loose[1][0]) and same(loose[0][1], loose[1][1])
     return _same_elements(loose[0], loose[1], same)
 
 
@@ -50,6 +56,9 @@ def _grid(node: Node) -> list[tuple[Node, ...]] | None:
     match node:
         case Call("matrix", rows):
             return [row.args for row in rows if isinstance(row, Call)]
+        case Call("*", (scale, Call("matrix") as matrix)) if is_value(scale):
+            rows = _grid(matrix) or []
+            return [tuple(Call("*", (scale, cell)) for cell in row) for row in rows]
         case Call("bracketed" | "interval[]" | "tuple", rows) if len(rows) > 1:
             if all(isinstance(r, Call) and r.name in ("bracketed", "interval[]") for r in rows):
                 return [row.args for row in rows if isinstance(row, Call)]
@@ -69,6 +78,8 @@ def _ordered(node: Node) -> tuple[Node, ...] | None:
     match node:
         case Call("tuple" | "vector" | "bracketed" | "interval[]", args):
             return args
+        case Call("*", (Symbol(name), Call("tuple", args))) if name.isupper():
+            return args  # a point with its name
         case Call("matrix", rows) if all(isinstance(r, Call) and len(r.args) == 1 for r in rows):
             return tuple(row.args[0] for row in rows if isinstance(row, Call))
     return None
@@ -105,7 +116,11 @@ def _unordered(node: Node) -> list[Node] | None:
     return list(signs) if signs is not None else [node]
 
 
-def _same_elements(first: list[Node], second: list[Node], same: Same) -> bool:
+def _same_elements(first: list[Node], second: list[Node], compare: Same) -> bool:
+    def same(one: Node, two: Node) -> bool:
+        # {1} in a set is not 1.
+        return _is_set(one) == _is_set(two) and compare(one, two)
+
     if not first or not second:
         return not first and not second
     exact = _rationals(first), _rationals(second)
@@ -116,6 +131,10 @@ def _same_elements(first: list[Node], second: list[Node], same: Same) -> bool:
     return all(any(same(a, b) for b in second) for a in first) and all(
         any(same(a, b) for a in first) for b in second
     )
+
+
+def _is_set(node: Node) -> bool:
+    return isinstance(node, Call) and node.name == "set"
 
 
 def _rationals(values: list[Node]) -> frozenset[Fraction] | None:

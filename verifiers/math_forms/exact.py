@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Mapping
@@ -172,14 +173,14 @@ def _not_rational() -> Fraction:
     raise NotRational
 
 
-def modular(node: Node, point: Mapping[str, int], prime: int) -> int:
+def modular(node: Node, point: Mapping[str, int], modulus: int) -> int:
     """A rational function's value modulo a prime. Raises NotRational or Undefined.
 
     Two that agree modulo a random prime of 120 bits at a random point are equal, but for a chance
     of about degree / 2**120 (Schwartz 1980, Zippel 1979).
     """
     if isinstance(node, Number):
-        return node.value.numerator * _inverse(node.value.denominator, prime) % prime
+        return node.value.numerator * _inverse(node.value.denominator, modulus) % modulus
     if isinstance(node, Symbol):
         if node.name not in point:
             raise NotRational
@@ -192,30 +193,30 @@ def modular(node: Node, point: Mapping[str, int], prime: int) -> int:
             raise NotRational from None
         if power.denominator != 1:
             raise NotRational
-        value = modular(base, point, prime)
+        value = modular(base, point, modulus)
         if power < 0:
-            value = _inverse(value, prime)
-        return pow(value, abs(power.numerator), prime)
-    values = [modular(part, point, prime) for part in node.args]
+            value = _inverse(value, modulus)
+        return pow(value, abs(power.numerator), modulus)
+    values = [modular(part, point, modulus) for part in node.args]
     match node.name:
         case "+":
-            return sum(values) % prime
+            return sum(values) % modulus
         case "*":
             product = 1
             for value in values:
-                product = product * value % prime
+                product = product * value % modulus
             return product
         case "/":
-            return values[0] * _inverse(values[1], prime) % prime
+            return values[0] * _inverse(values[1], modulus) % modulus
         case "neg":
-            return -values[0] % prime
+            return -values[0] % modulus
     raise NotRational
 
 
-def _inverse(value: int, prime: int) -> int:
-    if value % prime == 0:
+def _inverse(value: int, modulus: int) -> int:
+    if value % modulus == 0:
         raise Undefined
-    return pow(value, -1, prime)
+    return pow(value, -1, modulus)
 
 
 def _random_prime(source: random.Random) -> int:
@@ -243,8 +244,12 @@ def _probably_prime(candidate: int, witness: int) -> bool:
 
 # Nobody can construct an answer that is wrong and equal modulo a prime that is new in each process.
 _source = random.SystemRandom()
-PRIME = _random_prime(_source)
+
+
+@functools.cache
+def prime() -> int:
+    return _random_prime(_source)
 
 
 def random_residue() -> int:
-    return _source.randrange(2, PRIME)
+    return _source.randrange(2, prime())

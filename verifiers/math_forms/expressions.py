@@ -15,6 +15,7 @@ from palestra.verifiers.math_forms.tree import (
     negative,
     number,
 )
+from palestra.verifiers.math_forms.words import number_words
 
 _END = Token("end", "")
 _INVERSES = {name: f"a{name}" for name in "sin cos tan cot sec csc sinh cosh tanh".split()}
@@ -118,10 +119,11 @@ class ExpressionParser:
             case "function":
                 return True
             case "command":
-                return token.text in _FACTOR_COMMANDS
+                return token.text in _FACTOR_COMMANDS or token.text.startswith("begin ")
             case "open":
                 if token.text == "(":
-                    return self.peek(1) != _END and self.peek(1).text != "mod"
+                    # (mod 5) and (k \in Z) say something about what stands before them.
+                    return self.peek(1).text != "mod" and self.peek(2).text != "in"
                 if token.text == "[":  # ]1, 4[ ends with an opening bracket
                     after = self.peek(1)
                     return after.kind not in ("end", "separator", "close") and after.text != "cup"
@@ -219,7 +221,7 @@ class ExpressionParser:
         value = token.number
         if self.at("operator", "_"):
             self.take()
-            base = self.argument()
+            base = self.base()
             return Call("base", (Symbol(token.text.replace(",", "").lower()), base))
         if value.digits == 0 and value.value.denominator == 1:
             part = self._fraction_after()
@@ -228,6 +230,15 @@ class ExpressionParser:
         if self.at("number"):
             raise Unreadable("two numbers in a row")
         return value
+
+    def base(self) -> Node:
+        r"""The base of a numeral: 52_8, 52_{8} or 52_{\text{eight}}."""
+        words = self.peek(1) if self.at("open", "{") else self.peek()
+        spelled = number_words(words.text) if words.kind == "word" else None
+        if spelled is None or not spelled.isdigit():
+            return self.argument()
+        self.position += 3 if self.at("open", "{") else 1
+        return number(int(spelled))
 
     def _fraction_after(self) -> Fraction | None:
         r"""The proper fraction of a mixed number, 5 1/2 or 5\frac{1}{2}, taken if it is there."""
@@ -276,10 +287,17 @@ class ExpressionParser:
         """{ expression } as LaTeX groups it."""
         self.expect("open", "{")
         bars, self.bars = self.bars, 0
-        node = self.expression()
+        node = self.over(self.expression())
         self.bars = bars
         self.expect("close", "}")
         return node
+
+    def over(self, top: Node) -> Node:
+        r"""a \over b and n \choose k: the rest of the group is the lower part."""
+        if not self.at("command", "over", "choose"):
+            return top
+        name = "/" if self.take().text == "over" else "binom"
+        return Call(name, (top, self.expression()))
 
     def subscripted(self, name: str) -> Node:
         while self.at("operator", "_"):
@@ -331,7 +349,7 @@ class ExpressionParser:
             if self.take().text == "^":
                 power = self.exponent()
             else:
-                base = self.argument()
+                base = self.base()
         args = self.function_arguments()
         if power == number(-1) or power == Call("neg", (number(1),)):
             if name not in _INVERSES:

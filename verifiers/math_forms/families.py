@@ -62,7 +62,7 @@ def _members(node: Node) -> list[Node] | None:
         case Call("such", (inner, condition)) if _declares(condition):
             return _members(inner)
         case Call("rel:=", (Symbol(), value)):
-            return [value]
+            return _members(value)
         case Call("rel:equiv", (_, Call("mod", _) as value)):
             return [value]
         case Call(name, _) if name.startswith("rel:"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import threading
 from collections.abc import Mapping
 from fractions import Fraction
@@ -67,6 +68,8 @@ class Evaluation:
             return self._fraction(node.value)
         if isinstance(node, Symbol):
             return self._symbol(node.name)
+        if node.name == "cases":
+            return self._cases(node.args)
         if node.name == "^":
             return self._power(node.args[0], node.args[1])
         args = [self.value(part) for part in node.args]
@@ -148,6 +151,25 @@ class Evaluation:
             return -size if odd.numerator % 2 else size
         return self.context.power(base, exponent)
 
+    def _cases(self, parts: tuple[Node, ...]) -> Any:
+        for value, condition in zip(parts[::2], parts[1::2], strict=True):
+            if self._holds(condition):
+                return self.value(value)
+        raise Undefined
+
+    def _holds(self, condition: Node) -> bool:
+        if condition == Symbol("true"):
+            return True
+        if not (isinstance(condition, Call) and condition.name.startswith("rel:")):
+            raise Undefined
+        sides = [self.value(side) for side in condition.args]
+        for sign, left, right in zip(condition.name[4:].split(), sides, sides[1:], strict=False):
+            if sign not in _COMPARE:
+                raise Undefined
+            if not _COMPARE[sign](left, right):
+                return False
+        return True
+
     def _bound_power(self, base: Any, exponent: Any) -> None:
         size = abs(base)
         magnitude = abs(self.context.log(size)) if size else 0
@@ -211,6 +233,8 @@ class Evaluation:
         return getattr(context, name)(value)
 
 
+_COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_COMPARE |= {"=": operator.eq, "!=": operator.ne}
 _FUNCTIONS = frozenset(
     "sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh exp".split()
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from palestra.verifiers.math_forms.families import substitute
 from palestra.verifiers.math_forms.numeric import approximate
 from palestra.verifiers.math_forms.tree import (
     Call,
     Node,
-    Number,
     Symbol,
     TooLarge,
     Undefined,
@@ -23,6 +23,7 @@ from palestra.verifiers.math_forms.values import expand_signs, same_value
 _INFINITY = Symbol("oo")
 _MINUS_INFINITY = negative(_INFINITY)
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
+ZERO = number(0)
 MAX_PIECES = 60
 
 
@@ -190,6 +191,8 @@ def _relation(node: Call) -> Pieces:
         return pieces(node.args[1])
     if any(operator not in _MIRRORED for operator in operators) or len(operators) > 2:
         raise NotReal
+    if len(operators) == 1 and isinstance(node.args[0], Call) and node.args[0].name == "abs":
+        return _within(node.args[0].args[0], operators[0], node.args[1])
     spots = [i for i, side in enumerate(node.args) if isinstance(side, Symbol) and letters(side)]
     if len(spots) != 1:
         raise NotReal
@@ -204,6 +207,28 @@ def _relation(node: Call) -> Pieces:
             raise NotReal
         found = _bounded(found, operator, bound)
     return found
+
+
+def _within(inner: Node, operator: str, bound: Node) -> Pieces:
+    """|x| < 3 and |x - 1| ≥ 2."""
+    names = letters(inner)
+    if len(names) != 1 or letters(bound) or not is_value(inner):
+        raise NotReal
+    (name,) = names
+    at_zero = substitute(inner, name, ZERO)
+    if not same_value(inner, Call("+", (Symbol(name), at_zero))):
+        raise NotReal
+    low = Call("+", (negative(bound), negative(at_zero)))
+    high = Call("+", (bound, negative(at_zero)))
+    if operator in ("<", "<="):
+        return (_piece(low, high, operator == "<=", operator == "<="),)
+    if operator in (">", ">="):
+        closed = operator == ">="
+        return (
+            _piece(_MINUS_INFINITY, low, False, closed),
+            _piece(high, _INFINITY, closed, False),
+        )
+    raise NotReal
 
 
 def _bounded(found: Pieces, operator: str, bound: Node) -> Pieces:
@@ -313,11 +338,3 @@ def _complement(found: Pieces) -> Pieces:
     if left != _INFINITY:
         rest.append(_piece(left, _INFINITY, closed, False))
     return tuple(rest)
-
-
-def is_constant(node: Node) -> bool:
-    return isinstance(node, Number) or (is_value(node) and not letters(node))
-
-
-EMPTY = Call("set", ())
-ZERO = number(0)

@@ -86,7 +86,7 @@ def same_relation(first: Call, second: Call) -> bool:
     names = letters(one[0]) | letters(two[0])
     if not names:
         return False
-    point = {name: number(_source.randrange(3, 1000)) for name in names}
+    point = {name: number(_source.randrange(3, 10**9)) for name in names}
     scales = []
     for side in (one[0], two[0]):
         for name, value in point.items():
@@ -110,11 +110,25 @@ def _difference(node: Call) -> tuple[Node, str] | None:
         return None
     left, right = node.args
     sign = signs[0]
+    if sign == "=":
+        # y = 1/x is xy = 1.
+        for below in dict.fromkeys((*_denominators(left), *_denominators(right))):
+            left, right = Call("*", (left, below)), Call("*", (right, below))
     if sign in ("<", "<="):
         left, right, sign = right, left, sign.replace("<", ">")
     if sign not in ("=", ">", ">=", "!="):
         return None
     return Call("+", (left, negative(right))), sign
+
+
+def _denominators(node: Node) -> list[Node]:
+    """What terms of a side are divided by, where it has unknowns."""
+    match node:
+        case Call("/", (top, bottom)):
+            return [*_denominators(top), *([bottom] if letters(bottom) else [])]
+        case Call("+" | "neg" | "*", args):
+            return [below for part in args for below in _denominators(part)]
+    return []
 
 
 def _is_zero(node: Node) -> bool:

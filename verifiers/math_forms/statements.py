@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from palestra.verifiers.math_forms.expressions import ExpressionParser
 from palestra.verifiers.math_forms.tokens import tokenize
 from palestra.verifiers.math_forms.tree import (
@@ -11,7 +13,9 @@ from palestra.verifiers.math_forms.tree import (
     Symbol,
     Unreadable,
     letters,
+    number,
 )
+from palestra.verifiers.math_forms.words import SCALES
 
 _RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "~", "equiv")
 _LIST_SEPARATORS = (",", ";", "and", "or", "row")
@@ -27,6 +31,10 @@ def parse(text: str) -> Node:
     if parser.peek().kind != "end":
         raise Unreadable(f"unexpected {parser.peek().text!r}")
     return node
+
+
+# "3k + 1 for some integer k", "where k is an integer"
+_INTEGER = re.compile(r"\bintegers?\s+([a-z])\b|\b([a-z])\s+(?:is|an|any|are|be)\b.*\binteger")
 
 
 class StatementParser(ExpressionParser):
@@ -133,10 +141,12 @@ class StatementParser(ExpressionParser):
             self.take()
         if self.at("word", "dollar", "euro", "gbp"):
             currency = self.take().text
-        node = self.expression()
+        node = self.over(self.expression())
         if sign:
             node = Call("neg", (node,))
-        if self.at("operator", "in") and self.peek(1).kind in ("end", "separator", "close"):
+        if self.at("operator", "in") and (
+            self.peek(1).kind in ("end", "separator") or self.peek(1).text == ")"
+        ):
             self.take()  # inches
             return Call("unit", (node, Symbol("inch")))
         if self.at("operator", ":") and not self.in_set:
@@ -145,7 +155,16 @@ class StatementParser(ExpressionParser):
             return self.ratio(node, "to")
         if self.at("operator", "mod") or (self.at("open", "(") and self.peek(1).text == "mod"):
             return self.modulus(node)
+        if self.at("open", "(") and self.peek(2).text == "in":
+            return Call("such", (node, self.bracket()))
         phrase = self.unit_phrase(node)
+        integer = _INTEGER.search(phrase)
+        if integer is not None:
+            name = integer[1] or integer[2]
+            return Call("such", (node, Call("rel:in", (Symbol(name), Symbol("Z")))))
+        first, _, rest = phrase.partition(" ")
+        if first.lower() in SCALES:
+            node, phrase = Call("*", (node, number(SCALES[first.lower()]))), rest
         if currency:
             return Call("unit", (node, Symbol(f"{currency} {phrase}".strip())))
         if isinstance(node, Call) and node.name == "deg":
@@ -248,6 +267,8 @@ class StatementParser(ExpressionParser):
         return Call("set", (inside,)) if opener == "\\{" else inside
 
     def matrix(self, name: str) -> Node:
+        if name in ("cases", "dcases"):
+            return self.cases(name)
         if name not in _MATRICES:
             raise Unreadable(f"unknown environment {name}")
         rows: list[Node] = []
@@ -269,6 +290,28 @@ class StatementParser(ExpressionParser):
         if not rows or len({len(line.args) for line in rows if isinstance(line, Call)}) != 1:
             raise Unreadable("a matrix needs rows of one length")
         return Call("matrix", tuple(rows))
+
+
+    def cases(self, name: str) -> Node:
+        """A piecewise function: Call("cases", (value, condition, value, condition, ...))."""
+        parts: list[Node] = []
+        while not self.at("command", f"end {name}"):
+            parts.append(self.expression())
+            while self.at("separator", ",", "&"):
+                self.take()
+            if self.at("word") and self.peek().text.lower() in ("if", "when", "for"):
+                self.take()
+            if self.at("word") and self.peek().text.lower().startswith(("otherwise", "else")):
+                self.take()
+                parts.append(Symbol("true"))
+            else:
+                parts.append(self.statement())
+            while self.at("separator", "row", ",", ";"):
+                self.take()
+        self.take()
+        if not parts:
+            raise Unreadable("no cases")
+        return Call("cases", tuple(parts))
 
 
 def _bracketed(opener: str, closer: str, inside: Node) -> Node:

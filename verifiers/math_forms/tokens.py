@@ -41,6 +41,7 @@ _OPENING = {"lvert": "|", "langle": "<", "lfloor": "floor", "lceil": "ceil", "lb
 _OPENING |= {"lbrack": "[", "lparen": "("}
 _CLOSING = {"rvert": "|", "rangle": "<", "rfloor": "floor", "rceil": "ceil", "rbrace": "\\}"}
 _CLOSING |= {"rbrack": "]", "rparen": ")"}
+_DOTS = frozenset({"ldots", "dots", "cdots", "dotsc", "dotsb", "vdots", "ddots"})
 _ALIASES = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom"}
 _STYLED = r"mathbf|boldsymbol|mathcal|mathit|mathsf|bm|vec|hat|overrightarrow|widehat|pmb"
 _WORDY = r"text|textbf|textit|textrm|textsf|texttt|mathrm|mbox|operatorname\*?|emph|textnormal"
@@ -63,6 +64,7 @@ _ALL = re.compile(
     r"|(?P<operator><=|>=|!=|\*\*|==|!!|[-+*/^_=<>|!:;,&'])"
     r"|(?P<bracket>[()\[\]{}])"
     r"|(?P<percent>%)"
+    r"|(?P<ellipsis>\.\.\.)"
     r"|(?P<quote>[\"`]+)",
     re.DOTALL,
 )
@@ -134,6 +136,8 @@ def _token(kind: str | None, match: re.Match[str], spaced: bool) -> list[Token]:
             return [_operator(text, spaced)]
         case "bracket":
             return [Token("open" if text in "([{" else "close", text, spaced)]
+        case "ellipsis":
+            return [Token("name", "...", spaced)]
         case "percent":
             return [Token("word", "%", spaced)]
         case _:
@@ -210,6 +214,8 @@ def _command(name: str, spaced: bool) -> Token:
         return Token("separator", "and" if name in ("land", "wedge") else "or", spaced)
     if name in ("R", "Z", "N", "Q"):
         return Token("name", name, spaced)
+    if name in _DOTS:
+        return Token("name", "...", spaced)
     return Token("command", _ALIASES.get(name, name), spaced)
 
 
@@ -235,6 +241,9 @@ def _operator(text: str, spaced: bool) -> Token:
     return Token("operator", {"**": "^", "==": "="}.get(text, text), spaced)
 
 
+_PLAIN_NUMBER = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
+
+
 def _words(text: str, spaced: bool) -> list[Token]:
     """The content of \\text{...}: a connective, a name of one letter, or words."""
     content = " ".join(text.replace("$", " ").split())
@@ -246,8 +255,8 @@ def _words(text: str, spaced: bool) -> list[Token]:
         return [Token("function", FUNCTIONS[content], spaced)]
     if content == "%":
         return [Token("word", "%", spaced)]
-    if content.replace(".", "").isdigit() and content.count(".") <= 1:
-        return [_number(content.strip("."), spaced)]
+    if _PLAIN_NUMBER.fullmatch(content):
+        return [_number(content, spaced)]
     return [Token("word", content, True)]
 
 

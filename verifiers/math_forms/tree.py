@@ -58,7 +58,7 @@ CONSTANTS = frozenset({"pi", "e", "i", "oo"})
 
 # Operations that make a value of values; everything else is a structure.
 ARITHMETIC = frozenset(
-    {"+", "*", "/", "^", "neg", "sqrt", "root", "abs", "!", "!!", "binom", "floor", "ceil", "deg"}
+    {"cases", "+", "*", "/", "^", "neg", "sqrt", "root", "abs", "!", "!!", "binom", "floor", "ceil", "deg"}
     | {"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "acot", "asec", "acsc"}
     | {"sinh", "cosh", "tanh", "coth", "asinh", "acosh", "atanh"}
     | {"ln", "log", "exp", "max", "min", "gcd", "lcm", "conj", "re", "im"}
@@ -84,7 +84,15 @@ def letters(node: Node) -> frozenset[str]:
 
 def is_value(node: Node) -> bool:
     """Whether the tree is arithmetic all through: no list, relation, unit or set."""
-    return all(not isinstance(part, Call) or part.name in ARITHMETIC for part in walk(node))
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if isinstance(current, Call):
+            if current.name not in ARITHMETIC:
+                return False
+            # The conditions of a piecewise function are relations.
+            pending.extend(current.args[::2] if current.name == "cases" else current.args)
+    return True
 
 
 def mentions(node: Node, name: str) -> bool:

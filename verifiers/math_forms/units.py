@@ -79,8 +79,8 @@ _SPEEDS |= {"sqft": "foot^2", "sqm": "m^2", "cc": "cm^3", "mpg": "mile/gallon"}
 _TOKEN = re.compile(r"[A-Za-z]+|\^?[-+]?\d+|[/*^%]")
 # Words that say nothing about the unit.
 _FILLERS = frozenset(
-    "of the a an in total long wide tall high deep old each all altogether left more only about "
-    "is are was be needed required away exactly and s".split()
+    "of the a an total long wide tall high deep old each all altogether left more only about "
+    "is are was be needed required away exactly and".split()
 )
 
 
@@ -110,6 +110,8 @@ def read_unit(phrase: str) -> Unit:
                 factor *= size ** (sign * (power - 1))
                 powers[kind] += sign * own * (power - 1)
                 last = None
+        elif lowered == "in" and (powers or token != phrase.strip()):
+            continue  # "5 apples in total" has no inches
         elif lowered not in _FILLERS and token not in "*^%":
             last = _UNITS.get(token) or _UNITS.get(_singular(lowered)) or (_F(1), _singular(lowered), 1)
             size, kind, own = last

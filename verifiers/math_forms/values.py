@@ -6,9 +6,9 @@ import random
 from fractions import Fraction
 
 from palestra.verifiers.math_forms.exact import (
-    PRIME,
     NotRational,
     modular,
+    prime,
     random_residue,
     rational,
 )
@@ -28,6 +28,7 @@ from palestra.verifiers.math_forms.tree import (
 # A program prints an exact value with at least so many digits; a person who rounds, with fewer.
 FLOAT_DIGITS = 12
 _PRECISE_POINTS = 3
+_WHOLE = frozenset({"binom", "!", "!!", "gcd", "lcm"})
 _MAX_LETTERS = 12
 # Where the unknowns are tried: near 0, ordinary and large, on both sides.
 _RANGES = ((0.1, 0.9), (1.1, 3.9), (-0.9, -0.1), (-3.9, -1.1), (4, 12), (-12, -4))
@@ -46,7 +47,8 @@ def same_value(first: Node, second: Node) -> bool:
     if first == second:
         return True
     try:
-        one, two = rational(first), rational(second)
+        one = first.value if isinstance(first, Number) else rational(first)
+        two = second.value if isinstance(second, Number) else rational(second)
     except (NotRational, TooLarge):
         pass
     except Undefined:
@@ -62,7 +64,7 @@ def same_value(first: Node, second: Node) -> bool:
         return False
     try:
         point = {name: random_residue() for name in names}
-        return modular(first, point, PRIME) == modular(second, point, PRIME)
+        return modular(first, point, prime()) == modular(second, point, prime())
     except NotRational:
         pass
     except Undefined:
@@ -89,13 +91,10 @@ def _same_constant(first: Node, second: Node) -> bool:
 def _same_function(first: Node, second: Node, names: list[str]) -> bool:
     real = not (mentions(first, "i") or mentions(second, "i"))
     readings = (True, False) if real else (False,)
+    points = _points(first, second, names)
     for reading in readings:
         valid: list[dict[str, Fraction]] = []
-        for start in range(len(_RANGES)):
-            point = {
-                name: _random_fraction(_RANGES[(start + 5 * offset) % len(_RANGES)])
-                for offset, name in enumerate(names)
-            }
+        for point in points:
             try:
                 agreed = agree_in_floats(first, second, point, real=reading)
             except Undefined:
@@ -106,6 +105,27 @@ def _same_function(first: Node, second: Node, names: list[str]) -> bool:
         if len(valid) >= 2:
             return _agree_at(first, second, valid, real=reading)
     return False
+
+
+def _points(first: Node, second: Node, names: list[str]) -> list[dict[str, Fraction]]:
+    """Where to compare two functions of these unknowns."""
+    calls = [part for side in (first, second) for part in walk(side) if isinstance(part, Call)]
+    if any(part.name in _WHOLE and letters(part) for part in calls):
+        # n! and binomials are meant for integers.
+        return [{name: Fraction(_source.randrange(4, 40)) for name in names} for _ in range(8)]
+    points = [
+        {
+            name: _random_fraction(_RANGES[(start + 5 * offset) % len(_RANGES)])
+            for offset, name in enumerate(names)
+        }
+        for start in range(len(_RANGES))
+    ]
+    # A piecewise function must also agree where its pieces meet.
+    conditions = [part for call in calls if call.name == "cases" for part in call.args[1::2]]
+    ends = {p.value for c in conditions for p in walk(c) if isinstance(p, Number)}
+    for end in sorted(ends)[:8]:
+        points += [dict.fromkeys(names, end), dict.fromkeys(names, -end)]
+    return points
 
 
 def _agree_at(

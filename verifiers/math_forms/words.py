@@ -17,7 +17,7 @@ _ONES = {word: value for value, word in enumerate(_SMALL.split())}
 _TENS = {word: 10 * (i + 2) for i, word in enumerate(
     "twenty thirty forty fifty sixty seventy eighty ninety".split()
 )}  # fmt: skip
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4}
 _PARTS |= {"fourth": 4, "fourths": 4, "fifth": 5, "fifths": 5, "sixth": 6, "sixths": 6}
 _PARTS |= {"eighth": 8, "eighths": 8, "tenth": 10, "tenths": 10}
@@ -35,7 +35,12 @@ _MONTHS = {
     )
 }
 _COMMAND = re.compile(r"\\[A-Za-z]+\*?")
-_DROPPED = re.compile(r"[\\{}$\"'`*]|\.(?=\s|$)|(?<=[a-z])-(?=[a-z])|[,;!?](?=\s|$)")
+_DROPPED = re.compile(r"[\\{}$\"'`*]|\.(?=\s|$)|[,;!?](?=\s|$)")
+_HYPHEN = re.compile(r"(?<=[a-z])-(?=[a-z])")
+_SAME_WORDS = dict.fromkeys(
+    ["dne", "limit does not exist", "it does not exist", "doesnt exist"], "does not exist"
+)
+_ISO_DATE = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})")
 _TIME = re.compile(
     r"(\d{1,2})\s*[:.]\s*(\d{2})(?:\s*:\s*\d{2})?\s*([ap])\.?\s*m\.?|(\d{1,2})\s*([ap])\.?\s*m\.?"
     r"|(\d{1,2}):(\d{2})"
@@ -68,11 +73,12 @@ def _another_choice(rest: str) -> bool:
 def plain_text(text: str) -> str:
     """Words in lower case without markup, full stops and hyphens, for comparison."""
     text = _COMMAND.sub(_spoken, text).replace("~", " ")
-    text = _DROPPED.sub(" ", text.lower())
+    text = _DROPPED.sub(" ", _HYPHEN.sub("", text.lower()))
     words = text.split()
     if words and words[0] in ("the", "a", "an") and len(words) > 1:
         words = words[1:]
-    return " ".join(words)
+    joined = " ".join(words)
+    return _SAME_WORDS.get(joined, joined)
 
 
 def _spoken(command: re.Match[str]) -> str:
@@ -83,7 +89,7 @@ def _spoken(command: re.Match[str]) -> str:
 
 def number_words(text: str) -> str | None:
     """ "twenty-one" as "21", "two thirds" as "2/3", "3 million" as "3000000"; else None."""
-    words = text.lower().replace("-", " ").replace(",", " ").split()
+    words = text.lower().replace("\\text", " ").replace("-", " ").replace(",", " ").split()
     if not 0 < len(words) <= 14:
         return None
     negative = words[0] in ("minus", "negative")
@@ -108,10 +114,10 @@ def _whole(words: list[str]) -> int | None:
             current += _ONES.get(word, 0) + _TENS.get(word, 0)
         elif word == "hundred" and seen:
             current = (current or 1) * 100
-        elif word in _SCALES and seen:
-            total, current = total + (current or 1) * _SCALES[word], 0
+        elif word in SCALES and seen:
+            total, current = total + (current or 1) * SCALES[word], 0
         elif word.isdigit() and word.isascii() and not seen and len(words) > 1 and len(word) < 10:
-            if words[1] not in _SCALES and words[1] != "hundred":
+            if words[1] not in SCALES and words[1] != "hundred":
                 return None
             current = int(word)
         else:
@@ -139,6 +145,9 @@ def time_of_day(text: str) -> tuple[int, int, bool] | None:
 
 def calendar_date(text: str) -> tuple[int, ...] | None:
     """(month, day, year) of "March 5, 2020" or "5th of March"; None if it names no month."""
+    iso = _ISO_DATE.fullmatch(text.strip())
+    if iso is not None:
+        return int(iso[2]), int(iso[3]), int(iso[1])
     words = re.findall(r"[a-z]+|\d+", text.lower())
     months = [_month(word) for word in words if _month(word)]
     numbers = [int(word) for word in words if word.isdigit() and len(word) <= 4]

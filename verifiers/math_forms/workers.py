@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -70,24 +71,40 @@ class _Pool:
 _pool = _Pool()
 
 
-def judge_by_sympy(reference: str, answer: str, *, timeout_s: float) -> str:
-    """A verdict of `sympy_judge.judge`, from any thread.
+# What no one writes as an answer but a policy may: towers of powers, numbers of many digits.
+_COSTLY = re.compile(r"\^[^-+*/=,&]{0,40}\^|\d{7}|!\s*!|!\s*\}?\s*\)?\s*!")
+_OPERATORS = re.compile(r"\\(?:i*int|oint|sum|prod|lim|det|bigcup|bigcap|begin)(?![A-Za-z])")
+MAX_COSTLY_CHARS = 300
+MAX_OPERATORS = 3
+
+
+def is_costly(text: str) -> bool:
+    """Whether an answer is not worth a worker's time, by its looks."""
+    return (
+        len(text) > MAX_COSTLY_CHARS
+        or text.count("{") > MAX_OPERATORS * 12
+        or len(_OPERATORS.findall(text)) > MAX_OPERATORS
+        or _COSTLY.search(text) is not None
+    )
+
+
+def judge_by_sympy(reference: str, answer: str, *, deadline: float) -> str:
+    """A verdict of `sympy_judge.judge`, from any thread, by a moment of time.monotonic().
 
     Raises:
         Exhausted: the comparison took more than LIMIT_S or MEMORY_MB, or killed its process.
         Failure: no worker was ready in time.
     """
     pool = _pool
-    deadline = time.monotonic() + timeout_s
-    if not pool.slots.acquire(timeout=timeout_s):
-        raise Failure("verifier", f"no math worker was free within {timeout_s:g} s")
+    if not pool.slots.acquire(timeout=max(0, deadline - time.monotonic())):
+        raise Failure("verifier", "no math worker was free in time")
     try:
-        return _judge(pool, reference, answer, deadline, timeout_s)
+        return _judge(pool, reference, answer, deadline)
     finally:
         pool.slots.release()
 
 
-def _judge(pool: _Pool, reference: str, answer: str, deadline: float, timeout_s: float) -> str:
+def _judge(pool: _Pool, reference: str, answer: str, deadline: float) -> str:
     while True:
         try:
             worker = pool.idle.pop()
@@ -98,7 +115,7 @@ def _judge(pool: _Pool, reference: str, answer: str, deadline: float, timeout_s:
             worker.wait_until_warm(deadline)
         except TimedOut:
             pool.idle.append(worker)  # it is still importing: the next call may find it warm
-            raise Failure("verifier", f"no math worker started within {timeout_s:g} s") from None
+            raise Failure("verifier", "no math worker started in time") from None
         except OSError as error:
             ending = worker.process.end()
             if fresh:

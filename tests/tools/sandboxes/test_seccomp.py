@@ -69,6 +69,8 @@ CASES = [
     ("ioctl", (0, (1 << 64) - 0x7FFBABD0), 0),  # a negative int
     *(("ioctl", (0, request), errno.EPERM) for request in (0x5412, 0x541C, 0x5423)),
     ("ioctl", (0, HIGH | 0x5412), errno.EPERM),
+    ("prlimit64", (0, 7, 0, 0), 0),
+    ("prlimit64", (1, 0, 0, 0), errno.EPERM),
     ("prctl", (1, 9), 0),  # PR_SET_PDEATHSIG
     ("prctl", (22, 2), 0),  # PR_SET_SECCOMP: stricter still
     ("prctl", (35,), errno.EPERM),

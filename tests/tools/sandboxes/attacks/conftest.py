@@ -36,6 +36,7 @@ ROWS: dict[int, dict[str, Any]] = {row["number"]: row for row in TABLE["rows"]}
 # Never "unsafe": it would succeed.
 BACKENDS = ("namespace", "landlock", "docker", "docker-runsc")
 _executed: set[tuple[str, int]] = set()
+_skipped: set[tuple[str, int]] = set()
 _deselected: list[str] = []
 _items: list[pytest.Item] = []
 
@@ -59,16 +60,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     mark = item.get_closest_marker("row")
-    if mark is not None and report.when == "call" and not report.skipped:
+    if mark is not None:
         parameters = item.callspec.params  # type: ignore[attr-defined]
-        _executed.add((parameters["spec"], mark.args[0]))
+        pair = (parameters["spec"], mark.args[0])
+        if report.skipped:
+            _skipped.add(pair)
+        elif report.when == "call":
+            _executed.add(pair)
     return report
 
 
 @pytest.fixture
 def executed() -> set[tuple[str, int]]:
-    """(backend, row) of the attacks that have run so far."""
-    return _executed
+    """(backend, row) of the attacks that have run so far, with all of their tests."""
+    return _executed - _skipped
 
 
 @pytest.fixture
