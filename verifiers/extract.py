@@ -91,7 +91,9 @@ def boxed(reply: str) -> Extracted | None:
 
 
 # What may stand between boxes that are one list.
-_JOINT = re.compile(r"(?:[\s,;$&]|\\\\|\\quad|\\qquad|\\[,;]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*")
+_JOINT = re.compile(
+    r"(?:[\s,;$&]|\\\\|\\quad|\\qquad|\\[,;]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*"
+)
 _UNIT_AFTER_BOX = re.compile(r"\s*(?:\\%|%|\\text\{[^{}]{1,40}\}|\^\s*\{?\\circ\}?)")
 
 
@@ -181,7 +183,9 @@ def stated(reply: str) -> Extracted | None:
     offset = len(reply) - len(tail)
     position = len(tail)
     for _ in range(MAX_STATED):
-        position = max(tail.rfind(word, 0, position) for word in ("answer", "Answer", "ANSWER", "答案"))
+        position = max(
+            tail.rfind(word, 0, position) for word in ("answer", "Answer", "ANSWER", "答案")
+        )
         if position < 0:
             return None
         match = _STATED.match(tail, position)
@@ -222,7 +226,9 @@ _BECAUSE = re.compile(
     r"|,\s+(?:so|and so|not)\b|\s+\((?:since|because|i\.e)|\s+not\s+[A-Z(\d]).*",
     re.DOTALL,
 )
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$([^$]+?)(?<!\\)\$", re.DOTALL)
+_FORMULA = re.compile(
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$([^$]+?)(?<!\\)\$", re.DOTALL
+)
 
 
 def trimmed(sentence: str) -> str:
@@ -233,17 +239,18 @@ def trimmed(sentence: str) -> str:
     return unmarked(_BECAUSE.sub("", text))
 
 
+_BOLD = re.compile(r"\*\*([^*]+)\*\*([^*]*)")
+_REASON = re.compile(r",?\s(?:because|since)\s.*", re.DOTALL)
+
+
 def unmarked(text: str) -> str:
     """A text without bold type and its full stop."""
     text = text.strip()
-    bold = re.fullmatch(r"\*\*(.+?)\*\*(.*)", text, re.DOTALL)
+    bold = _BOLD.fullmatch(text)
     if bold is not None:
         text = bold[1] + (bold[2] if not bold[2].strip(" .") else " " + bold[2])
     text = text.replace("**", "").strip()
     return text if text.endswith("...") else text.rstrip(".").strip()
-
-
-_BOLD = re.compile(r"\*\*([^*\n]{1,300}?)\*\*")
 
 
 def guessed(reply: str) -> Extracted | None:
@@ -252,7 +259,7 @@ def guessed(reply: str) -> Extracted | None:
     if not tail:
         return None
     if "\n" not in tail and len(tail) <= MAX_ANSWER_CHARS and len(reply) <= MAX_ANSWER_CHARS:
-        return Extracted(text=unmarked(tail), how="guessed", end=len(reply))
+        return Extracted(text=_REASON.sub("", unmarked(tail)), how="guessed", end=len(reply))
     paragraph = tail.rsplit("\n\n", 1)[-1]
     line = paragraph.strip().rsplit("\n", 1)[-1]
     if line.strip() in ("\\]", "$$", "```"):
@@ -287,8 +294,7 @@ def last_value(text: str) -> str | None:
     before = text[: last_number.start()].rstrip()
     if before.endswith("=") or before.lower().endswith((" is", " are", ":")):
         return text[last_number.start() :].strip()
-    number = last_number[0].strip()
-    return number
+    return last_number[0].strip()
 
 
 def last_number(reply: str) -> str | None:

@@ -8,7 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar
 
 from palestra.endpoint import Endpoint, EndpointError, Meter, Request, Usage
@@ -63,12 +63,12 @@ class ModelVerifier(ABC):
         model: str,
         *,
         name: str,
-        range: Range | None,
+        reward_range: Range,
         endpoint: Endpoint | None = None,
         base_url: str | None = None,
         api_key: str | None = None,
         samples: int = 1,
-        temperature: float | None | Literal["default"] = "default",
+        temperature: float | Literal["default"] | None = "default",
         max_tokens: int | None = 2048,
         extra: Mapping[str, Any] | None = None,
         attempts: int = 3,
@@ -97,7 +97,9 @@ class ModelVerifier(ABC):
             )
         self.model = model
         self.samples = samples
-        self.declaration = Declaration(name=name, range=range, timeout_s=timeout_s + _GRACE_S)
+        self.declaration = Declaration(
+            name=name, range=reward_range, timeout_s=timeout_s + _GRACE_S
+        )
         self.__name__ = name
         self._endpoint = endpoint or Endpoint(base_url, api_key)
         self._temperature = temperature
@@ -141,7 +143,7 @@ class ModelVerifier(ABC):
     async def _bounded(self, verdict: Awaitable[T]) -> T:
         until = time.monotonic() + self._timeout_s
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s + _GRACE_S / 2):  # `_ask` is in time
                 return await verdict
         except Unscorable:
             raise
@@ -158,9 +160,7 @@ class ModelVerifier(ABC):
 
     async def _sampled(self, ask: Callable[[int], Awaitable[T]]) -> list[T]:
         """The verdicts of all samples at once; Unscorable unless more than half are there."""
-        results = await asyncio.gather(
-            *(ask(sample) for sample in range(self.samples)), return_exceptions=True
-        )
+        results = await attempt_all(ask(sample) for sample in range(self.samples))
         verdicts = [result for result in results if not isinstance(result, BaseException)]
         troubles = [result for result in results if isinstance(result, BaseException)]
         for trouble in troubles:
@@ -179,7 +179,9 @@ class ModelVerifier(ABC):
         """One verdict on these texts. Raises Unscorable."""
         trouble = BadVerdict("nonsense", "never asked")
         until = time.monotonic() + self._timeout_s
-        for _ in range(self._attempts):
+        for attempt in range(self._attempts):
+            if attempt and time.monotonic() >= until:
+                break
             nonce = new_nonce(texts.values())
             request = Request(
                 model=self.model,
@@ -217,9 +219,7 @@ class ModelVerifier(ABC):
 
     def _given_up(self, kind: str, detail: str) -> Unscorable:
         self._count(f"unscorable/{kind}")
-        return Unscorable(
-            printable(f"judge {self.model}: {detail}"), cause=f"judge:{kind}"
-        )
+        return Unscorable(printable(f"judge {self.model}: {detail}"), cause=f"judge:{kind}")
 
     def _count(self, name: str) -> None:
         with self._lock:
@@ -237,6 +237,21 @@ class ModelVerifier(ABC):
         self.__dict__.update(state)
         self._lock = threading.Lock()
         self._meter = Meter()
+
+
+async def attempt_all(attempts: Iterable[Awaitable[T]]) -> list[T | BaseException]:
+    """What each returns or raises, in order; all run at once and to their end."""
+    return await asyncio.gather(*attempts, return_exceptions=True)
+
+
+async def all_or_none(attempts: Iterable[Awaitable[T]]) -> list[T]:
+    """What each returns; raises the first exception after all have ended."""
+    results: list[T] = []
+    for result in await attempt_all(attempts):
+        if isinstance(result, BaseException):
+            raise result
+        results.append(result)
+    return results
 
 
 def explanation(reason: str) -> str:

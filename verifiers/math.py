@@ -14,7 +14,8 @@ from palestra.types import Score, Unscorable
 from palestra.verifiers.extract import after_hashes, boxed, extract, last_value
 from palestra.verifiers.math_forms.comparison import same_reading
 from palestra.verifiers.math_forms.reading import Reading, has_content, read
-from palestra.verifiers.math_forms.tree import MAX_CHARS, Call, Node, TooLarge
+from palestra.verifiers.math_forms.relations import stated_value
+from palestra.verifiers.math_forms.tree import MAX_CHARS, Call, Node, TooLarge, is_value
 from palestra.verifiers.math_forms.words import calendar_date, time_of_day
 from palestra.verifiers.math_forms.workers import Exhausted, is_costly, judge_by_sympy
 
@@ -25,7 +26,7 @@ _MATHEMATICAL = re.compile(r"\\(?!text|mathrm|mbox|textbf|textit|operatorname)[A
 _HEDGE = re.compile(
     r"\b(?:or|either|maybe|perhaps|possibly|probably|(?:could|might|may) be)\b", re.IGNORECASE
 )
-_WORDS = re.compile(r"[A-Za-z]{2,}[^\\{}]*\s[^\\{}]*[A-Za-z]{2,}")
+_WORD = re.compile(r"[A-Za-z]{2,}")
 _NAMED_CHOICE = re.compile(
     r"\(([A-J])\)|\b(?:option|choice|answer|answer is|is)\s*:?\s*\(?([A-J])\b(?!')|^\W*([A-J])[).:]"
 )
@@ -77,7 +78,7 @@ def equal(first: str, second: str, *, timeout_s: float = TIMEOUT_S) -> bool:
             return False
         deadline = time.monotonic() + timeout_s
         return judge_by_sympy(texts[0], texts[1], deadline=deadline) == "equal"
-    except (TooLarge, Exhausted):
+    except (TooLarge, RecursionError, Exhausted):
         return False
 
 
@@ -117,7 +118,7 @@ def _verdict(reference: str, given: str, timeout_s: float) -> bool:
     try:
         if _same_exactly(candidate, expected):
             return True
-    except TooLarge:
+    except (TooLarge, RecursionError):
         _check_alone(expected)
         return False
     if _needs_sympy(expected, candidate):
@@ -145,7 +146,7 @@ def _candidate(expected: Reading, given: str) -> Reading | None:
         return reading
     if _HEDGE.search(given):
         return None
-    if not _WORDS.search(given):
+    if len(_WORD.findall(given)) < 2:
         return reading  # a formula that cannot be read has no last value
     value = last_value(given)
     return reading if value is None else _shortened(value)
@@ -164,9 +165,7 @@ def _same_exactly(candidate: Reading, expected: Reading) -> bool:
     """As `equal`, but an approximation that the reply adds counts neither for nor against it."""
     tree = candidate.tree
     if isinstance(tree, Call) and tree.name == "approx":
-        return any(
-            same_reading(_with_tree(candidate, version), expected) for version in tree.args
-        )
+        return any(same_reading(_with_tree(candidate, version), expected) for version in tree.args)
     return same_reading(candidate, expected)
 
 
@@ -179,7 +178,14 @@ def _needs_sympy(first: Reading, second: Reading) -> bool:
 
 
 def _mathematical(reading: Reading) -> bool:
-    return reading.tree is not None or reading.advanced
+    """Whether it could be the value of an integral or a sum, or is another."""
+    return reading.advanced or (reading.tree is not None and _may_be_value(reading.tree))
+
+
+def _may_be_value(tree: Node) -> bool:
+    return is_value(stated_value(tree) or tree) or (
+        isinstance(tree, Call) and tree.name == "matrix"
+    )
 
 
 def _judged(expected: Reading, candidate: Reading, deadline: float) -> bool:
@@ -190,7 +196,7 @@ def _judged(expected: Reading, candidate: Reading, deadline: float) -> bool:
     except Exhausted:
         _check_readable(expected, deadline)
         return False
-    if verdict == "bad reference":
+    if verdict == "bad reference" and expected.tree is None:
         raise Unscorable(f"math cannot read the reference {expected.text!r:.80}")
     return verdict == "equal"
 

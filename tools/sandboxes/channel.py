@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import struct
 from abc import ABC, abstractmethod
@@ -108,55 +107,3 @@ class SocketChannel(Channel):
 
     def close(self) -> None:
         self._socket.close()
-
-
-class PipeChannel(Channel):
-    """Over two pipes, which it owns: one to write to and one to read from."""
-
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        super().__init__()
-        os.set_blocking(read_fd, False)
-        os.set_blocking(write_fd, False)
-        self._read_fd, self._write_fd = read_fd, write_fd
-
-    async def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self._write_fd, view) :]
-            except BlockingIOError:
-                await _ready(self._write_fd, writing=True)
-
-    async def _read(self) -> bytes:
-        while True:
-            try:
-                return os.read(self._read_fd, _READ_BYTES)
-            except BlockingIOError:
-                await _ready(self._read_fd, writing=False)
-
-    def shut_down(self) -> None:
-        """Nothing: whoever waits for a pipe sees the end of the process at its other end."""
-
-    def close(self) -> None:
-        if self._read_fd >= 0:
-            os.close(self._read_fd)
-            os.close(self._write_fd)
-        self._read_fd = self._write_fd = -1
-
-
-async def _ready(fd: int, *, writing: bool) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    add, remove = (
-        (loop.add_writer, loop.remove_writer) if writing else (loop.add_reader, loop.remove_reader)
-    )
-
-    def note() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    add(fd, note)
-    try:
-        await ready
-    finally:
-        remove(fd)

@@ -90,6 +90,8 @@ class GroupFolder:
 
     def __init__(self, hierarchy: Hierarchy) -> None:
         self.hierarchy = hierarchy
+        for parent in hierarchy.parents():
+            _remove_left_over(parent)
         self._name = f"palestra-{os.getpid()}-{next(_count)}"
         self.paths = [parent / self._name for parent in hierarchy.parents()]
         for path in self.paths:
@@ -109,6 +111,16 @@ class GroupFolder:
         group = ControlGroup(folders=folders, version=self.hierarchy.version)
         group.set_limits(limits, files_mb)
         return group
+
+
+def _remove_left_over(parent: Path) -> None:
+    """Empty groups of owners that are gone, where even their wardens were killed."""
+    for folder in parent.glob("palestra-*-*"):
+        owner = folder.name.split("-")[1]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            for path in (*filter(Path.is_dir, folder.iterdir()), folder):
+                with contextlib.suppress(OSError):  # not empty
+                    path.rmdir()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -128,7 +128,7 @@ class Launcher:
                 if status:
                     # What the keeper would have done; its orphans are this process's now.
                     kill_descendants(spared=self.keepers.keys())
-                    shutil.rmtree(folder, ignore_errors=True)
+                    remove_folder(folder)
                 with link:
                     tell(link, {"keeper": status})
 
@@ -166,7 +166,7 @@ class Keeper:
             self._watch(guest)
         finally:
             kill_descendants()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_folder(self.folder)
         os._exit(0)
 
     def _rules(self) -> dict[str, list[str]]:
@@ -321,9 +321,19 @@ def sweep(parent: str) -> None:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if time.time() - os.fstat(fd).st_mtime >= UNLOCKED_S:
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                    remove_folder(entry.path)
             finally:
                 os.close(fd)
+
+
+def remove_folder(path: str) -> None:
+    """Remove it with all in it, whatever the code inside has forbidden its owner."""
+    for folder, below, _ in os.walk(path):  # a folder is opened after it was allowed
+        for name in below:
+            if not os.path.islink(inner := f"{folder}/{name}"):
+                with contextlib.suppress(OSError):
+                    os.chmod(inner, 0o700)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def files_below(folder: str) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from palestra.tools.sandboxes.sandbox import (
     Snapshot,
 )
 from palestra.tools.sandboxes.spec import SandboxSpec
+from palestra.tools.sandboxes.turns import Turns
 from palestra.types import Failure
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class LeasedSandbox(Sandbox):
         self._prepare = prepare
         self._sandbox: Sandbox | None = None
         self._cut_off: Sandbox | None = None  # a call in it was cancelled, which ends it
-        self._lock = asyncio.Lock()
+        self._turns = Turns()
         self._closed = False
 
     @classmethod
@@ -96,7 +97,7 @@ class LeasedSandbox(Sandbox):
         await self._give_back()
 
     async def _current(self) -> Sandbox:
-        async with self._lock:
+        async with self._turns:
             if self._closed:
                 raise Failure("sandbox:leased", "it was used after its episode had ended")
             if self._sandbox is None:

@@ -17,7 +17,7 @@ class Guarantee(StrEnum):
     NETWORK_ALLOW_LIST = "network_allow_list"  # only the hosts named in `Limits.network`
     HOST_FILES_HIDDEN = "host_files_hidden"  # no file but the sandbox's own can be read
     ROOT_READ_ONLY = "root_read_only"  # nothing outside the work folder and /tmp can be written
-    HOST_PROCESSES_HIDDEN = "host_processes_hidden"  # no other process seen, signalled or traced
+    HOST_PROCESSES_HIDDEN = "host_processes_hidden"  # no other process read, signalled or traced
     SIBLINGS_HIDDEN = "siblings_hidden"  # no channel to other sandboxes
     SYSTEM_CALLS_FILTERED = "system_calls_filtered"  # the kernel's rarely needed doors are shut
     MEMORY_PER_PROCESS = "memory_per_process"

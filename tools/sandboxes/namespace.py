@@ -90,12 +90,14 @@ class NamespaceSandbox(GuestSandbox):
             "processes": limits.processes,
         }
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
             self._pid, self._pidfd = zygote.spawn(request, theirs)
-        if zygote.groups is not None:
-            files_mb = limits.disk_mb + min(SHM_MB, limits.disk_mb)
-            self._group = zygote.groups.make(limits, files_mb=files_mb)
-            self._group.add(_host_pid(self._pidfd))
+            if zygote.groups is not None:
+                files_mb = limits.disk_mb + min(SHM_MB, limits.disk_mb)
+                self._group = zygote.groups.make(limits, files_mb=files_mb)
+                self._group.add(_host_pid(self._pidfd))
+            undo.pop_all()
         return SocketChannel(ours)
 
     def _settings(self) -> dict[str, Any]:
@@ -141,6 +143,7 @@ class ZygoteProcess:
     def __init__(self, rootfs: Path, preload: tuple[str, ...]) -> None:
         from palestra.tools.sandboxes.seccomp import filter_program
 
+        python = _python_of(rootfs)
         hierarchy = control_groups.writable_hierarchy()
         self.groups = control_groups.GroupFolder(hierarchy) if hierarchy else None
         self._lock = threading.Lock()
@@ -150,7 +153,7 @@ class ZygoteProcess:
         settings = {
             "rootfs": str(rootfs),
             "uid": _dedicated_uid() if os.getuid() == 0 else None,
-            "python": _python_of(rootfs),
+            "python": python,
             "source": bundle("zygote") + "import sys\nmain(int(sys.argv[1]))\n",
             "groups": [str(path) for path in self.groups.paths] if self.groups else [],
         }

@@ -53,6 +53,7 @@ class UnsafeSandbox(GuestSandbox):
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd=self.home,
+                env={},
                 start_new_session=True,
             )
         return SocketChannel(ours)

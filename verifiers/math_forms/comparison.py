@@ -25,7 +25,6 @@ from palestra.verifiers.math_forms.tree import (
     Node,
     Number,
     Symbol,
-    TooLarge,
     Undefined,
     is_value,
     letters,
@@ -65,7 +64,9 @@ def same_reading(first: Reading, second: Reading) -> bool:
             )
     readings = logarithm_readings(first.tree), logarithm_readings(second.tree)
     return any(
-        same_tree(readings[0][min(k, len(readings[0]) - 1)], readings[1][min(k, len(readings[1]) - 1)])
+        same_tree(
+            readings[0][min(k, len(readings[0]) - 1)], readings[1][min(k, len(readings[1]) - 1)]
+        )
         for k in range(max(map(len, readings)))
     )
 
@@ -185,7 +186,9 @@ def _same_quantity(quantity: Call, other: Node) -> bool:
             return same_tree(value, other.args[0])
         if isinstance(other, Call) and other.name == "unit":
             return False
-        return same_tree(value, other) or same_tree(Call("/", (value, Number(Fraction(100)))), other)
+        return same_tree(value, other) or same_tree(
+            Call("/", (value, Number(Fraction(100)))), other
+        )
     if isinstance(other, Call) and other.name == "percent":
         return False
     if not (isinstance(other, Call) and other.name == "unit"):

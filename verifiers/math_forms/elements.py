@@ -106,7 +106,9 @@ def _unordered(node: Node) -> list[Node] | None:
         found: list[Node] = []
         for part in node.args:
             value = stated_value(part) or part
-            inner = _unordered(value) if not (isinstance(value, Call) and value.name == "set") else None
+            inner = (
+                _unordered(value) if not (isinstance(value, Call) and value.name == "set") else None
+            )
             found += inner if inner is not None else [value]
         return found
     if isinstance(node, Call) and node.name.startswith("rel:"):

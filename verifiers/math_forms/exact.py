@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 from palestra.verifiers.math_forms.tree import (
     MAX_EXPONENT,
-    Call,
     Node,
     Number,
     Symbol,
@@ -102,7 +101,7 @@ def _integer_root(value: int, n: int) -> int:
 
 
 def _integer(value: Fraction) -> int:
-    if value.denominator != 1 or not 0 <= value.numerator:
+    if value.denominator != 1 or value.numerator < 0:
         raise NotRational
     if value.numerator > MAX_EXPONENT:
         raise TooLarge
@@ -147,7 +146,7 @@ def _logarithm(value: Fraction, base: Fraction) -> Fraction:
     raise NotRational
 
 
-_FOLDS = {
+_FOLDS: dict[str, Callable[..., Fraction]] = {
     "+": _sum,
     "*": _product,
     "/": _divide,

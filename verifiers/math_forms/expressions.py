@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
+from palestra.verifiers.math_forms.numerals import NumeralParser
 from palestra.verifiers.math_forms.tokens import Token
 from palestra.verifiers.math_forms.tree import (
-    MAX_DEPTH,
     Call,
     Node,
     Number,
@@ -15,46 +13,17 @@ from palestra.verifiers.math_forms.tree import (
     negative,
     number,
 )
-from palestra.verifiers.math_forms.words import number_words
 
-_END = Token("end", "")
-_INVERSES = {name: f"a{name}" for name in "sin cos tan cot sec csc sinh cosh tanh".split()}
+_INVERSES = {
+    name: f"a{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
+}
 _FACTOR_COMMANDS = frozenset({"frac", "sqrt", "cbrt", "binom"})
 # Letters that, after a number and a space at the end of an answer, are a unit and not an unknown.
 _BARE_UNITS = frozenset("mgshLNJWVAKC")
 
 
-class ExpressionParser:
+class ExpressionParser(NumeralParser):
     """A recursive descent over tokens; each method reads one construct or raises Unreadable."""
-
-    def __init__(self, tokens: list[Token]) -> None:
-        self.tokens = tokens
-        self.position = 0
-        self.depth = 0
-        self.bars = 0  # absolute values that are open: the next bar closes one
-
-    def peek(self, ahead: int = 0) -> Token:
-        index = self.position + ahead
-        return self.tokens[index] if index < len(self.tokens) else _END
-
-    def take(self) -> Token:
-        token = self.peek()
-        self.position += 1
-        return token
-
-    def at(self, kind: str, *texts: str) -> bool:
-        token = self.peek()
-        return token.kind == kind and (not texts or token.text in texts)
-
-    def expect(self, kind: str, *texts: str) -> Token:
-        if not self.at(kind, *texts):
-            raise Unreadable(f"expected {texts or kind}, found {self.peek().text!r}")
-        return self.take()
-
-    def deeper(self) -> None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable("nested too deeply")
 
     def expression(self) -> Node:
         """Terms joined by +, -, ± and ∓."""
@@ -148,7 +117,7 @@ class ExpressionParser:
     def power(self) -> Node:
         self.deeper()
         node = self.postfixed(self.atom())
-        while self.at("operator", "^"):
+        if self.at("operator", "^"):
             self.take()
             node = self.postfixed(Call("^", (node, self.exponent())))
         self.depth -= 1
@@ -214,74 +183,6 @@ class ExpressionParser:
 
     def matrix(self, name: str) -> Node:
         raise NotImplementedError
-
-    def number_atom(self) -> Node:
-        token = self.take()
-        assert token.number is not None
-        value = token.number
-        if self.at("operator", "_"):
-            self.take()
-            base = self.base()
-            return Call("base", (Symbol(token.text.replace(",", "").lower()), base))
-        if value.digits == 0 and value.value.denominator == 1:
-            part = self._fraction_after()
-            if part is not None:
-                return Number(value.value + part)
-        if self.at("number"):
-            raise Unreadable("two numbers in a row")
-        return value
-
-    def base(self) -> Node:
-        r"""The base of a numeral: 52_8, 52_{8} or 52_{\text{eight}}."""
-        words = self.peek(1) if self.at("open", "{") else self.peek()
-        spelled = number_words(words.text) if words.kind == "word" else None
-        if spelled is None or not spelled.isdigit():
-            return self.argument()
-        self.position += 3 if self.at("open", "{") else 1
-        return number(int(spelled))
-
-    def _fraction_after(self) -> Fraction | None:
-        r"""The proper fraction of a mixed number, 5 1/2 or 5\frac{1}{2}, taken if it is there."""
-        start = self.position
-        top: Node | None = None
-        bottom: Node | None = None
-        if self.at("command", "frac"):
-            self.take()
-            top, bottom = self.argument(), self.argument()
-        elif self.at("number") and self.peek().spaced and self.peek(1).text == "/":
-            if self.peek(2).kind == "number":
-                top, bottom = self.peek().number, self.peek(2).number
-                self.position += 3
-        else:
-            return None
-        if _is_integer(top) and _is_integer(bottom):
-            assert isinstance(top, Number)
-            assert isinstance(bottom, Number)
-            if 0 < top.value < bottom.value and not self.at("operator", "^", "!"):
-                return top.value / bottom.value
-            raise Unreadable("a mixed number needs a proper fraction")
-        self.position = start
-        return None
-
-    def argument(self) -> Node:
-        r"""One argument of a LaTeX command: a group in braces, or a single digit or letter."""
-        if self.at("open", "{"):
-            return self.group()
-        token = self.peek()
-        if token.kind == "number" and len(token.text) > 1 and token.text.isdigit():
-            # \frac12 is one half: the command takes a digit each time.
-            rest = token.text[1:]
-            value = Number(Fraction(int(rest)))
-            self.tokens[self.position] = Token("number", rest, False, value)
-            return number(int(token.text[0]))
-        if token.kind in ("number", "name", "command") or token.kind == "word":
-            return self.atom() if token.kind != "number" else self._plain_number()
-        raise Unreadable(f"no argument at {token.text!r}")
-
-    def _plain_number(self) -> Node:
-        value = self.take().number
-        assert value is not None
-        return value
 
     def group(self) -> Node:
         """{ expression } as LaTeX groups it."""
@@ -383,7 +284,3 @@ def _product(first: Node, second: Node) -> Node:
     if isinstance(first, Call) and first.name == "*":
         return Call("*", (*first.args, second))
     return Call("*", (first, second))
-
-
-def _is_integer(node: Node | None) -> bool:
-    return isinstance(node, Number) and node.value.denominator == 1 and node.digits == 0

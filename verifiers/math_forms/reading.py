@@ -37,10 +37,12 @@ _PLAIN = re.compile(
 _INFINITIES = {"negative infinity": "-\\infty", "minus infinity": "-\\infty"}
 _INFINITIES |= {"positive infinity": "\\infty", "plus infinity": "\\infty"}
 # 2A_{16}: digits beyond 9, which would else be unknowns.
-_BASE = re.compile(r"(?:\\text\w*\{|\\mathrm\{)?([0-9A-Fa-f]*[A-Fa-f][0-9A-Fa-f]*)\}?_\{?(\d{2})\}?")
+_BASE = re.compile(
+    r"(?:\\text\w*\{|\\mathrm\{)?([0-9A-Fa-f]*[A-Fa-f][0-9A-Fa-f]*)\}?_\{?(\d{2})\}?"
+)
 _EXCEPT = re.compile(
-    r"(?:all |any |the )?(?:real numbers?|reals?|real values)(?: \w)? (?:except|other than)(?: for)?"
-    r"\s*(?:\w\s*=\s*)?(.+)",
+    r"(?:all |any |the )?(?:real numbers?|reals?|real values)(?: \w)?"
+    r" (?:except|other than)(?: for)?\s*(?:\w\s*=\s*)?(.+)",
     re.IGNORECASE,
 )
 _LETTER_OR_DIGIT = re.compile(r"[^\W_]")
@@ -60,7 +62,7 @@ class Reading:
 
 @lru_cache(maxsize=4096)
 def read(text: str) -> Reading:
-    """Never raises: what cannot be read says so. Bounded in time and memory by the text's length."""
+    """Never raises: what cannot be read says so. Time and memory are bounded."""
     plain = _PLAIN.fullmatch(text)
     if plain is not None:
         return _plain_number(text, plain)
@@ -114,7 +116,7 @@ def _tree(cleaned: str, words: str) -> tuple[Node | None, str]:
 
 
 def _last_side(text: str) -> str:
-    """The last member of a chain whose earlier ones this parser does not know: \\sum ... = n(n+1)/2."""
+    """The last member of a chain whose others only sympy knows: \\sum ... = n(n+1)/2."""
     if "=" not in text or not _ADVANCED.search(text):
         return text
     depth, cut = 0, -1

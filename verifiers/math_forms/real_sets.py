@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 from palestra.verifiers.math_forms.families import substitute
-from palestra.verifiers.math_forms.numeric import approximate
+from palestra.verifiers.math_forms.pieces import (
+    INFINITY,
+    MINUS_INFINITY,
+    NotReal,
+    Pieces,
+    complement,
+    intersect,
+    merged,
+    piece,
+    same_end,
+)
 from palestra.verifiers.math_forms.tree import (
     Call,
     Node,
     Symbol,
-    TooLarge,
-    Undefined,
     is_value,
     letters,
     negative,
@@ -20,30 +25,8 @@ from palestra.verifiers.math_forms.tree import (
 )
 from palestra.verifiers.math_forms.values import expand_signs, same_value
 
-_INFINITY = Symbol("oo")
-_MINUS_INFINITY = negative(_INFINITY)
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 ZERO = number(0)
-MAX_PIECES = 60
-
-
-class NotReal(Exception):
-    """The tree is no set of real numbers that can be brought to pieces."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
-    """An interval; a point is one with equal, closed ends. `low` and `high` order the pieces."""
-
-    left: Node
-    right: Node
-    closed_left: bool
-    closed_right: bool
-    low: float
-    high: float
-
-
-Pieces = tuple[Piece, ...]
 
 
 def is_real_set(node: Node) -> bool:
@@ -70,8 +53,8 @@ def same_real_set(first: Node, second: Node) -> bool:
     return len(one) == len(two) and all(
         a.closed_left == b.closed_left
         and a.closed_right == b.closed_right
-        and _same_end(a.left, b.left)
-        and _same_end(a.right, b.right)
+        and same_end(a.left, b.left)
+        and same_end(a.right, b.right)
         for a, b in zip(one, two, strict=True)
     )
 
@@ -80,17 +63,17 @@ def pieces(node: Node) -> Pieces:
     """The intervals and points that a tree stands for, not yet merged."""
     match node:
         case Symbol("R"):
-            return (_piece(_MINUS_INFINITY, _INFINITY, False, False),)
+            return (piece(MINUS_INFINITY, INFINITY, False, False),)
         case Call("tuple", (left, right)):
-            return (_piece(left, right, False, False),)
+            return (piece(left, right, False, False),)
         case Call("set", args):
             return _points(args)
         case Call("cup", (left, right)):
             return (*pieces(left), *pieces(right))
         case Call("cap", (left, right)):
-            return _intersect(pieces(left), pieces(right))
+            return intersect(pieces(left), pieces(right))
         case Call("minus", (left, right)) | Call("+", (left, Call("neg", (right,)))):
-            return _intersect(pieces(left), _complement(pieces(right)))
+            return intersect(pieces(left), complement(pieces(right)))
         case Call("such", (variable, condition)):
             return _builder(variable, condition)
         case Call("and", args):
@@ -99,32 +82,17 @@ def pieces(node: Node) -> Pieces:
             return _listed(args)
     if isinstance(node, Call) and node.name.startswith("interval"):
         brackets = node.name.removeprefix("interval")
-        return (_piece(*node.args, brackets[0] == "[", brackets[1] == "]"),)
+        return (piece(*node.args, brackets[0] == "[", brackets[1] == "]"),)
     if isinstance(node, Call) and node.name.startswith("rel:"):
         return _relation(node)
     raise NotReal
-
-
-def _piece(left: Node, right: Node, closed_left: bool, closed_right: bool) -> Piece:
-    if not (is_value(left) and is_value(right)):
-        raise NotReal
-    try:
-        low, high = approximate(left), approximate(right)
-    except (Undefined, TooLarge):
-        if not letters(left) | letters(right):
-            raise NotReal from None
-        low, high = -math.inf, math.inf  # of unknown ends: cannot be merged with others
-    return Piece(
-        left=left, right=right, closed_left=closed_left and math.isfinite(low),
-        closed_right=closed_right and math.isfinite(high), low=low, high=high,
-    )  # fmt: skip
 
 
 def _points(values: tuple[Node, ...]) -> Pieces:
     expanded: list[Node] = []
     for value in values:
         expanded += expand_signs(value) or (value,)
-    return tuple(_piece(value, value, True, True) for value in expanded)
+    return tuple(piece(value, value, True, True) for value in expanded)
 
 
 def _builder(variable: Node, condition: Node) -> Pieces:
@@ -148,7 +116,7 @@ def _conjunction(conditions: tuple[Node, ...]) -> Pieces:
         raise NotReal
     found = pieces(conditions[0])
     for condition in conditions[1:]:
-        found = _intersect(found, pieces(condition))
+        found = intersect(found, pieces(condition))
     return found
 
 
@@ -160,11 +128,11 @@ def _listed(parts: tuple[Node, ...]) -> Pieces:
         raise NotReal
     for part in parts:
         if isinstance(part, Call) and part.name == "rel:!=" and found:
-            found = _intersect(found, pieces(part))
+            found = intersect(found, pieces(part))
         elif isinstance(part, Call) and part.name == "rel:!=" and part is not parts[0]:
             raise NotReal
         elif found and all(_excludes(p) for p in parts):
-            found = _intersect(found, pieces(part))
+            found = intersect(found, pieces(part))
         else:
             found = (*found, *pieces(part))
     return found
@@ -221,12 +189,12 @@ def _within(inner: Node, operator: str, bound: Node) -> Pieces:
     low = Call("+", (negative(bound), negative(at_zero)))
     high = Call("+", (bound, negative(at_zero)))
     if operator in ("<", "<="):
-        return (_piece(low, high, operator == "<=", operator == "<="),)
+        return (piece(low, high, operator == "<=", operator == "<="),)
     if operator in (">", ">="):
         closed = operator == ">="
         return (
-            _piece(_MINUS_INFINITY, low, False, closed),
-            _piece(high, _INFINITY, closed, False),
+            piece(MINUS_INFINITY, low, False, closed),
+            piece(high, INFINITY, closed, False),
         )
     raise NotReal
 
@@ -236,105 +204,20 @@ def _bounded(found: Pieces, operator: str, bound: Node) -> Pieces:
         case "=":
             return _points((bound,))
         case "!=":
-            return _intersect(found, _complement(_points((bound,))))
+            return intersect(found, complement(_points((bound,))))
         case "<" | "<=":
-            half = _piece(_MINUS_INFINITY, bound, False, operator == "<=")
+            half = piece(MINUS_INFINITY, bound, False, operator == "<=")
         case _:
-            half = _piece(bound, _INFINITY, operator == ">=", False)
+            half = piece(bound, INFINITY, operator == ">=", False)
     if len(found) == 1 and letters(bound):
         # With unknown ends 1 < x < a is taken as it stands.
         (whole,) = found
         if operator in ("<", "<="):
-            return (_piece(whole.left, bound, whole.closed_left, operator == "<="),)
-        return (_piece(bound, whole.right, operator == ">=", whole.closed_right),)
-    if any(letters(piece.left) | letters(piece.right) for piece in found):
+            return (piece(whole.left, bound, whole.closed_left, operator == "<="),)
+        return (piece(bound, whole.right, operator == ">=", whole.closed_right),)
+    if any(letters(part.left) | letters(part.right) for part in found):
         (whole,) = found
         if operator in ("<", "<="):
-            return (_piece(whole.left, bound, whole.closed_left, operator == "<="),)
-        return (_piece(bound, whole.right, operator == ">=", whole.closed_right),)
-    return _intersect(found, (half,))
-
-
-def merged(found: Pieces) -> Pieces:
-    """Disjoint pieces in order, joined where they touch."""
-    if len(found) > MAX_PIECES:
-        raise NotReal
-    kept = [p for p in found if not _is_empty(p)]
-    if any(letters(p.left) | letters(p.right) for p in kept):
-        if len(kept) > 1:
-            raise NotReal
-        return tuple(kept)
-    kept.sort(key=lambda piece: (piece.low, not piece.closed_left))
-    result: list[Piece] = []
-    for piece in kept:
-        last = result[-1] if result else None
-        if last is None or not _touch(last, piece):
-            result.append(piece)
-            continue
-        further = _order(piece.right, last.right)
-        end = piece if further > 0 else last
-        closed = piece.closed_right or last.closed_right if further == 0 else end.closed_right
-        first = last.closed_left or (_order(last.left, piece.left) == 0 and piece.closed_left)
-        result[-1] = Piece(
-            left=last.left, right=end.right, closed_left=first, closed_right=closed,
-            low=last.low, high=end.high,
-        )  # fmt: skip
-    return tuple(result)
-
-
-def _is_empty(piece: Piece) -> bool:
-    if letters(piece.left) | letters(piece.right):
-        return False
-    order = _order(piece.left, piece.right)
-    return order > 0 or (order == 0 and not (piece.closed_left and piece.closed_right))
-
-
-def _touch(first: Piece, second: Piece) -> bool:
-    order = _order(first.right, second.left)
-    return order > 0 or (order == 0 and (first.closed_right or second.closed_left))
-
-
-def _order(first: Node, second: Node) -> int:
-    """-1, 0 or 1 as the first real number is less, equal or greater."""
-    one, two = approximate(first), approximate(second)
-    close = abs(one - two) <= 1e-9 * max(1, abs(one)) if math.isfinite(one - two) else one == two
-    if close and _same_end(first, second):
-        return 0
-    return -1 if one < two else 1
-
-
-def _same_end(first: Node, second: Node) -> bool:
-    return first == second or same_value(first, second)
-
-
-def _intersect(first: Pieces, second: Pieces) -> Pieces:
-    found = []
-    if len(first) * len(second) > MAX_PIECES**2:
-        raise NotReal
-    for a in first:
-        for b in second:
-            if any(letters(end) for end in (a.left, a.right, b.left, b.right)):
-                raise NotReal
-            low, high = _order(a.left, b.left), _order(a.right, b.right)
-            start, stop = (a if low > 0 else b), (a if high < 0 else b)
-            piece = Piece(
-                left=start.left, right=stop.right,
-                closed_left=a.closed_left and b.closed_left if low == 0 else start.closed_left,
-                closed_right=a.closed_right and b.closed_right if high == 0 else stop.closed_right,
-                low=start.low, high=stop.high,
-            )  # fmt: skip
-            if not _is_empty(piece):
-                found.append(piece)
-    return tuple(found)
-
-
-def _complement(found: Pieces) -> Pieces:
-    rest: list[Piece] = []
-    left, closed = _MINUS_INFINITY, False
-    for piece in merged(found):
-        if piece.low != -math.inf:
-            rest.append(_piece(left, piece.left, closed, not piece.closed_left))
-        left, closed = piece.right, not piece.closed_right
-    if left != _INFINITY:
-        rest.append(_piece(left, _INFINITY, closed, False))
-    return tuple(rest)
+            return (piece(whole.left, bound, whole.closed_left, operator == "<="),)
+        return (piece(bound, whole.right, operator == ">=", whole.closed_right),)
+    return intersect(found, (half,))

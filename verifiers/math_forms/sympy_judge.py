@@ -1,4 +1,4 @@
-"""What only sympy can compare: integrals, sums, limits. Runs in a worker process that can be killed.
+"""Compare integrals, sums and limits by sympy, in a worker process that can be killed.
 
 Importing this module imports sympy, so only the worker does.
 """

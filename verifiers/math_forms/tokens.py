@@ -25,9 +25,11 @@ _NAMES = {name: name for name in _GREEK.split()}
 _NAMES |= {"pi": "pi", "Pi": "Pi", "infty": "oo", "infinity": "oo", "inf": "oo", "oo": "oo"}
 _NAMES |= {"varepsilon": "epsilon", "vartheta": "theta", "varphi": "phi", "ell": "ell", "hbar": "h"}
 
-FUNCTIONS = {name: name for name in "sin cos tan cot sec csc sinh cosh tanh coth ln log exp".split()}
-FUNCTIONS |= {name: name for name in "max min gcd lcm abs asin acos atan floor ceil".split()}
-FUNCTIONS |= {f"arc{name}": f"a{name}" for name in "sin cos tan cot sec csc".split()}
+_PLAIN_FUNCTIONS = "sin cos tan cot sec csc sinh cosh tanh coth ln log exp max min gcd lcm abs"
+_PLAIN_FUNCTIONS += " asin acos atan floor ceil"
+_TRIGONOMETRIC = "sin cos tan cot sec csc"
+FUNCTIONS = {name: name for name in _PLAIN_FUNCTIONS.split()}
+FUNCTIONS |= {f"arc{name}": f"a{name}" for name in _TRIGONOMETRIC.split()}
 FUNCTIONS |= {"tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "atan", "lg": "lg"}
 FUNCTIONS |= {"arcsinh": "asinh", "arccosh": "acosh", "arctanh": "atanh", "Re": "re", "Im": "im"}
 
@@ -48,8 +50,8 @@ _WORDY = r"text|textbf|textit|textrm|textsf|texttt|mathrm|mbox|operatorname\*?|e
 
 _ALL = re.compile(
     r"(?P<space>\s+)"
-    r"|(?P<repeating>\d*\.\d*?(?:\\(?:overline|bar)\s*\{?\d+\}?|\\dot\s*\{?\d\}?(?:\d*\\dot\s*\{?\d\}?)?"
-    r"|\d+\s*(?:\.\.\.|\\[lc]?dots)))"
+    r"|(?P<repeating>\d{0,60}\.\d{0,40}?(?:\\(?:overline|bar)\s*\{?\d{1,60}\}?|\\dot\s*\{?\d\}?(?:\d{0,60}\\dot\s*\{?\d\}?)?"
+    r"|\d{1,60}\s*(?:\.\.\.|\\[lc]?dots)))"
     r"|(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+(?![\d.]))?"
     r"|\.\d+(?:[eE][-+]?\d+)?)"
     r"|(?P<deg>\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z]))"
@@ -68,11 +70,11 @@ _ALL = re.compile(
     r"|(?P<quote>[\"`]+)",
     re.DOTALL,
 )
-_SHORT_WORDS = frozenset(
-    "yes no all red one two six ten per day the not men boy odd of at is it as by if we to so am "
-    "hr are was for dne tie mon tue wed thu fri sat sun jan feb mar apr may jun jul aug sep oct nov "
-    "dec none cat dog car pen box boxes egg cup bag can pie".split()
-)
+# Words of two or three letters that are no products of unknowns.
+_WORDS = "yes no all red one two six ten per day the not men boy odd of at is it as by if we to so"
+_WORDS += " am hr are was for dne tie mon tue wed thu fri sat sun jan feb mar apr may jun jul aug"
+_WORDS += " sep oct nov dec cat dog car pen box egg cup bag can pie"
+_SHORT_WORDS = frozenset(_WORDS.split())
 _PREFIX_FUNCTION = re.compile(r"(arcsin|arccos|arctan|sin|cos|tan|ln|log|sqrt)([a-z])")
 
 
@@ -162,7 +164,9 @@ def _number(text: str, spaced: bool) -> Token:
     return Token("number", text, spaced, Number(value, significant, places if fraction else 0))
 
 
-_REPEATED = re.compile(r"(\d*)\.(\d*?)(?:\\(?:overline|bar)\s*\{?(\d+)\}?|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)")
+_REPEATED = re.compile(
+    r"(\d*)\.(\d*?)(?:\\(?:overline|bar)\s*\{?(\d+)\}?|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)"
+)
 
 
 def _repeating(text: str, spaced: bool) -> Token:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 MAX_CHARS = 6_000
 MAX_TOKENS = 1_500
 MAX_DEPTH = 40
+MAX_TREE_DEPTH = 80
 MAX_DIGITS = 5_000
 MAX_EXPONENT = 5_000
 
@@ -58,7 +59,23 @@ CONSTANTS = frozenset({"pi", "e", "i", "oo"})
 
 # Operations that make a value of values; everything else is a structure.
 ARITHMETIC = frozenset(
-    {"cases", "+", "*", "/", "^", "neg", "sqrt", "root", "abs", "!", "!!", "binom", "floor", "ceil", "deg"}
+    {
+        "cases",
+        "+",
+        "*",
+        "/",
+        "^",
+        "neg",
+        "sqrt",
+        "root",
+        "abs",
+        "!",
+        "!!",
+        "binom",
+        "floor",
+        "ceil",
+        "deg",
+    }
     | {"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "acot", "asec", "acsc"}
     | {"sinh", "cosh", "tanh", "coth", "asinh", "acosh", "atanh"}
     | {"ln", "log", "exp", "max", "min", "gcd", "lcm", "conj", "re", "im"}
@@ -73,6 +90,15 @@ def walk(node: Node) -> Iterator[Node]:
         yield current
         if isinstance(current, Call):
             pending.extend(current.args)
+
+
+def depth_of(node: Node) -> int:
+    """How deep the tree is, counted without recursion."""
+    depth, level = 0, [node]
+    while level:
+        depth += 1
+        level = [part for above in level if isinstance(above, Call) for part in above.args]
+    return depth
 
 
 def letters(node: Node) -> frozenset[str]:

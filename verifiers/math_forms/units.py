@@ -58,7 +58,8 @@ def _table() -> dict[str, tuple[Fraction, str, int]]:
         ("week wk", _F(604800), "time", 1), ("month", _F(1), "month", 1),
         ("year yr", _F(12), "month", 1), ("decade", _F(120), "month", 1),
         ("century", _F(1200), "month", 1),
-        ("pound lb", _F(45359237, 10**8), "mass", 1), ("ounce oz", _F(45359237, 16 * 10**8), "mass", 1),
+        ("pound lb", _F(45359237, 10**8), "mass", 1),
+        ("ounce oz", _F(45359237, 16 * 10**8), "mass", 1),
         ("ton tonne", _F(1000), "mass", 1),
         ("dollar usd buck", _F(1), "dollar", 1), ("cent", _F(1, 100), "dollar", 1),
         ("penny", _F(1, 100), "dollar", 1), ("euro eur", _F(1), "euro", 1),
@@ -78,10 +79,9 @@ _SPEEDS = {"mph": "mile/hour", "kph": "km/hour", "kmph": "km/hour", "kmh": "km/h
 _SPEEDS |= {"sqft": "foot^2", "sqm": "m^2", "cc": "cm^3", "mpg": "mile/gallon"}
 _TOKEN = re.compile(r"[A-Za-z]+|\^?[-+]?\d+|[/*^%]")
 # Words that say nothing about the unit.
-_FILLERS = frozenset(
-    "of the a an total long wide tall high deep old each all altogether left more only about "
-    "is are was be needed required away exactly and".split()
-)
+_FILLER_WORDS = "of the a an total long wide tall high deep old each all altogether left more only"
+_FILLER_WORDS += " about is are was be needed required away exactly and"
+_FILLERS = frozenset(_FILLER_WORDS.split())
 
 
 def is_unit(word: str) -> bool:
@@ -113,7 +113,11 @@ def read_unit(phrase: str) -> Unit:
         elif lowered == "in" and (powers or token != phrase.strip()):
             continue  # "5 apples in total" has no inches
         elif lowered not in _FILLERS and token not in "*^%":
-            last = _UNITS.get(token) or _UNITS.get(_singular(lowered)) or (_F(1), _singular(lowered), 1)
+            last = (
+                _UNITS.get(token)
+                or _UNITS.get(_singular(lowered))
+                or (_F(1), _singular(lowered), 1)
+            )
             size, kind, own = last
             factor *= size ** (sign * pending)
             powers[kind] += sign * own * pending
@@ -122,7 +126,7 @@ def read_unit(phrase: str) -> Unit:
 
 
 def same_kind(first: Unit, second: Unit) -> bool:
-    """Whether values in these units can be compared, e.g. m and cm, or "red apples" and "apples"."""
+    """Whether values in these units compare: m and cm do, "red apples" and "apples"."""
     if first.powers == second.powers:
         return True
     one, two = dict(first.powers), dict(second.powers)

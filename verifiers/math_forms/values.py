@@ -31,7 +31,14 @@ _PRECISE_POINTS = 3
 _WHOLE = frozenset({"binom", "!", "!!", "gcd", "lcm"})
 _MAX_LETTERS = 12
 # Where the unknowns are tried: near 0, ordinary and large, on both sides.
-_RANGES = ((0.1, 0.9), (1.1, 3.9), (-0.9, -0.1), (-3.9, -1.1), (4, 12), (-12, -4))
+_RANGES: tuple[tuple[float, float], ...] = (
+    (0.1, 0.9),
+    (1.1, 3.9),
+    (-0.9, -0.1),
+    (-3.9, -1.1),
+    (4, 12),
+    (-12, -4),
+)
 _RANGES += ((0.1, 0.9), (1.1, 3.9), (12, 90), (0.01, 0.1), (-90, -12), (90, 900))
 
 # Points that are new in each process: no answer can be built to agree at just these.
@@ -56,7 +63,10 @@ def same_value(first: Node, second: Node) -> bool:
     else:
         return one == two or _is_float_of(first, second) or _is_float_of(second, first)
     names = sorted(letters(first) | letters(second))
-    if "oo" in (getattr(first, "name", ""), getattr(second, "name", "")) or len(names) > _MAX_LETTERS:
+    if (
+        "oo" in (getattr(first, "name", ""), getattr(second, "name", ""))
+        or len(names) > _MAX_LETTERS
+    ):
         return False
     if not names:
         return _same_constant(first, second)
@@ -128,9 +138,7 @@ def _points(first: Node, second: Node, names: list[str]) -> list[dict[str, Fract
     return points
 
 
-def _agree_at(
-    first: Node, second: Node, points: list[dict[str, Fraction]], *, real: bool
-) -> bool:
+def _agree_at(first: Node, second: Node, points: list[dict[str, Fraction]], *, real: bool) -> bool:
     checked = 0
     for point in _source.sample(points, len(points)):
         try:

@@ -14,9 +14,8 @@ _CHOICE = re.compile(
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 _SMALL += " fifteen sixteen seventeen eighteen nineteen"
 _ONES = {word: value for value, word in enumerate(_SMALL.split())}
-_TENS = {word: 10 * (i + 2) for i, word in enumerate(
-    "twenty thirty forty fifty sixty seventy eighty ninety".split()
-)}  # fmt: skip
+_DECADES = "twenty thirty forty fifty sixty seventy eighty ninety"
+_TENS = {word: 10 * (i + 2) for i, word in enumerate(_DECADES.split())}
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4}
 _PARTS |= {"fourth": 4, "fourths": 4, "fifth": 5, "fifths": 5, "sixth": 6, "sixths": 6}
@@ -28,12 +27,8 @@ NOTHING = frozenset(
     | {"no such number exists", "no integer solutions", "no integer solution", "no values"}
 )
 EVERYTHING = frozenset({"all real numbers", "all reals", "any real number", "the real numbers"})
-_MONTHS = {
-    name: i + 1
-    for i, name in enumerate(
-        "january february march april may june july august september october november december".split()
-    )
-}
+_MONTH_NAMES = "january february march april may june july august september october november"
+_MONTHS = {name: i + 1 for i, name in enumerate(f"{_MONTH_NAMES} december".split())}
 _COMMAND = re.compile(r"\\[A-Za-z]+\*?")
 _DROPPED = re.compile(r"[\\{}$\"'`*]|\.(?=\s|$)|[,;!?](?=\s|$)")
 _HYPHEN = re.compile(r"(?<=[a-z])-(?=[a-z])")

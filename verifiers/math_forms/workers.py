@@ -72,17 +72,18 @@ _pool = _Pool()
 
 
 # What no one writes as an answer but a policy may: towers of powers, numbers of many digits.
-_COSTLY = re.compile(r"\^[^-+*/=,&]{0,40}\^|\d{7}|!\s*!|!\s*\}?\s*\)?\s*!")
+_COSTLY = re.compile(r"\^[^-+*/=,&]{0,40}\^|\d{5}|!\s*!|!\s*\}?\s*\)?\s*!")
 _OPERATORS = re.compile(r"\\(?:i*int|oint|sum|prod|lim|det|bigcup|bigcap|begin)(?![A-Za-z])")
 MAX_COSTLY_CHARS = 300
 MAX_OPERATORS = 3
+MAX_BRACES = 24
 
 
 def is_costly(text: str) -> bool:
     """Whether an answer is not worth a worker's time, by its looks."""
     return (
         len(text) > MAX_COSTLY_CHARS
-        or text.count("{") > MAX_OPERATORS * 12
+        or text.count("{") > MAX_BRACES
         or len(_OPERATORS.findall(text)) > MAX_OPERATORS
         or _COSTLY.search(text) is not None
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -230,6 +232,14 @@ class TestEnd:
         for call in calls:
             with pytest.raises(Failure, match=f"sandbox:{sandbox.backend}"):
                 call()
+
+    def test_no_folder_is_left_behind_however_it_is_locked(self, sandbox: Sandbox) -> None:
+        # The sandbox's own folder, where that is one of the host's.
+        home = Path(sandbox.sync.run("pwd").stdout.strip())
+        sandbox.sync.run("mkdir -p locked/deep; touch locked/deep/f; chmod 0 locked/deep locked")
+        sandbox.sync.kill()
+        if home.is_relative_to(tempfile.gettempdir()):
+            assert not home.exists()
 
     def test_kill_interrupts_a_call(self, spec: SandboxSpec) -> None:
         async def run() -> None:
