@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from palestra.demo import _demonstrate
 from palestra.rollout.recorder import read_episodes
 from palestra.trainer.config import RLConfig, SFTConfig, validate_config
 
@@ -59,6 +60,15 @@ def test_every_file_of_a_run_is_there_and_reads_back(rehearsal: tuple[Path, str]
     for name in ("sft", "best"):
         assert (run / "checkpoints" / name / "model.safetensors").is_file()
     assert "<title>" in (run / "report.html").read_text()
+
+
+def test_a_seed_always_has_the_same_demonstrations(tmp_path: Path) -> None:
+    for name in ("first", "again"):
+        _demonstrate(tmp_path / name, seed=2, count=300)
+    _demonstrate(tmp_path / "other", seed=3, count=300)
+    first, again, other = ((tmp_path / name).read_bytes() for name in ("first", "again", "other"))
+    assert first == again != other
+    assert first.count(b"\n") == 300
 
 
 def test_what_is_printed_is_a_table_and_where_things_are(rehearsal: tuple[Path, str]) -> None:

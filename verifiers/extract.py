@@ -1,18 +1,20 @@
-"""Find the answer in a reply: boxes, tags, `####`, "the answer is", JSON, code, last value."""
+"""`extract`: the answer that a reply gives, by boxes, tags, `####`, "the answer is" or position."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
-# An answer is short; what precedes it may be megabytes, of which only the end is read for phrases.
-MAX_ANSWER_CHARS = 6_000
-MAX_TAIL_CHARS = 20_000
+from palestra.verifiers.extract_value import (
+    MAX_ANSWER_CHARS,
+    MAX_TAIL_CHARS,
+    first_sentence,
+    trimmed,
+    unmarked,
+)
+
 MAX_BOXES = 40
 MAX_STATED = 100
-MAX_JSON_CHARS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,10 +40,14 @@ def extract(reply: str, *, strict: bool = False) -> Extracted | None:
     """
     reply = without_thinking(reply)
     try:
-        marked = [find(reply) for find in (boxed, tagged, after_hashes, stated)]
+        marked = [find(reply) for find in (boxed, tagged, after_hashes)]
     except Cut:
         return None
     found = [mark for mark in marked if mark is not None]
+    # What is stated before another mark cannot be the last one.
+    phrase = stated(reply, max((mark.end for mark in found), default=0))
+    if phrase is not None:
+        found.append(phrase)
     if found:
         best = max(found, key=lambda mark: mark.end)
         box = next((mark for mark in found if mark.how == "box"), None)
@@ -167,6 +173,7 @@ def _indent(reply: str, start: int) -> str:
     return "" if before.strip() else before
 
 
+_ANSWER_WORDS = ("answer", "Answer", "ANSWER", "答案")
 _STATED = re.compile(
     r"(?:答案|answers?)(?:\s*\*\*)?"
     r"(?:\s+(?:to|for|of)\s+(?:the|this|your)\s+(?:question|problem)| here)?"
@@ -177,15 +184,14 @@ _STATED = re.compile(
 _REJECTING = re.compile(r"(?:not|isn't|never)\b|n't\b", re.IGNORECASE)
 
 
-def stated(reply: str) -> Extracted | None:
-    """What follows the last "the answer is" or "Answer:", to the end of its sentence."""
-    tail = reply[-MAX_TAIL_CHARS:]
+def stated(reply: str, start: int = 0) -> Extracted | None:
+    """What follows the last "the answer is" or "Answer:" after a position, in its sentence."""
+    tail = reply[max(start, len(reply) - MAX_TAIL_CHARS) :]
     offset = len(reply) - len(tail)
     position = len(tail)
+    words = _ANSWER_WORDS[: 3 if tail.isascii() else None]
     for _ in range(MAX_STATED):
-        position = max(
-            tail.rfind(word, 0, position) for word in ("answer", "Answer", "ANSWER", "答案")
-        )
+        position = max([tail.rfind(word, 0, position) for word in words])
         if position < 0:
             return None
         match = _STATED.match(tail, position)
@@ -202,55 +208,7 @@ def stated(reply: str) -> Extracted | None:
     return None
 
 
-_SENTENCE_END = re.compile(r"(?<!\b[A-Za-z])(?<!\d)[.!?](?=\s|$)|(?<=\d)[.!?](?=\s|$)|\n\s*\n")
-
-
-def first_sentence(text: str) -> str:
-    """Up to the first full stop outside of formulas, or the end of the line or formula."""
-    text = text.lstrip()
-    position = 0
-    for opener, closer in (("$$", "$$"), ("\\[", "\\]"), ("$", "$"), ("\\(", "\\)")):
-        if text.startswith(opener):
-            stop = text.find(closer, len(opener))
-            if stop > 0:
-                position = stop + len(closer)
-            break
-    end = _SENTENCE_END.search(text, position)
-    line = text.find("\n", position)
-    stops = [len(text)] + ([end.start()] if end else []) + ([line] if line >= 0 else [])
-    return text[: min(stops)]
-
-
-_BECAUSE = re.compile(
-    r"(?:,?\s+(?:because|since|so that|which|as (?:we|the|it)|where|when|given|after|from)\b"
-    r"|,\s+(?:so|and so|not)\b|\s+\((?:since|because|i\.e)|\s+not\s+[A-Z(\d]).*",
-    re.DOTALL,
-)
-_FORMULA = re.compile(
-    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$([^$]+?)(?<!\\)\$", re.DOTALL
-)
-
-
-def trimmed(sentence: str) -> str:
-    """An answer's sentence without its reasons, markup and final stop."""
-    text = sentence.strip()
-    if len(text) > MAX_ANSWER_CHARS:
-        return ""
-    return unmarked(_BECAUSE.sub("", text))
-
-
-_BOLD = re.compile(r"\*\*([^*]+)\*\*([^*]*)")
 _REASON = re.compile(r",?\s(?:because|since)\s.*", re.DOTALL)
-
-
-def unmarked(text: str) -> str:
-    """A text without bold type and its full stop."""
-    text = text.strip()
-    bold = _BOLD.fullmatch(text)
-    if bold is not None:
-        text = bold[1] + (bold[2] if not bold[2].strip(" .") else " " + bold[2])
-    text = text.replace("**", "").strip()
-    return text if text.endswith("...") else text.rstrip(".").strip()
 
 
 def guessed(reply: str) -> Extracted | None:
@@ -265,80 +223,6 @@ def guessed(reply: str) -> Extracted | None:
     if line.strip() in ("\\]", "$$", "```"):
         line = paragraph
     return Extracted(text=unmarked(line), how="guessed", end=len(reply))
-
-
-_VALUE = re.compile(
-    r"(?<![A-Za-z0-9_.])[-−]?\s?\\?[$€£]?\s?\d(?:[\d,]*\d)?(?:\.\d+)?(?:\s?/\s?\d+)?(?:[eE][-+]?\d+)?\s?(?:\\?%)?"
-)
-
-
-_AND = re.compile(r"\s*(?:,\s*and|,\s*or|,|and|or|&)\s*", re.IGNORECASE)
-
-
-def last_value(text: str) -> str | None:
-    """The last formula of a sentence, or its last number with the words that follow it."""
-    text = text[-MAX_ANSWER_CHARS:]
-    formulas = list(_FORMULA.finditer(text))
-    numbers = list(_VALUE.finditer(text))
-    last_number = numbers[-1] if numbers else None
-    if formulas and (last_number is None or formulas[-1].end() >= last_number.end()):
-        formula = formulas[-1]
-        return next(group for group in formula.groups() if group is not None).strip()
-    if last_number is None:
-        return None
-    first = len(numbers) - 1
-    while first > 0 and _AND.fullmatch(text[numbers[first - 1].end() : numbers[first].start()]):
-        first -= 1
-    if first < len(numbers) - 1:
-        return text[numbers[first].start() : last_number.end()]  # several are one list
-    before = text[: last_number.start()].rstrip()
-    if before.endswith("=") or before.lower().endswith((" is", " are", ":")):
-        return text[last_number.start() :].strip()
-    return last_number[0].strip()
-
-
-def last_number(reply: str) -> str | None:
-    """The last number in a text, as written, without thousands separators."""
-    numbers = _VALUE.findall(reply[-MAX_TAIL_CHARS:])
-    return numbers[-1].strip().replace(",", "") if numbers else None
-
-
-def last_code_block(reply: str, language: str | None = None) -> str | None:
-    """The content of the last fenced block, of a language if one is named."""
-    found = None
-    lines = reply.split("\n")
-    start: int | None = None
-    for i, line in enumerate(lines):
-        mark = line.strip()
-        if not mark.startswith("```"):
-            continue
-        if start is None:
-            start = i
-        elif mark == "```":
-            name = lines[start].strip().removeprefix("```").strip().lower()
-            if language is None or name == language.lower():
-                found = "\n".join(lines[start + 1 : i])
-            start = None
-    return found
-
-
-def json_field(reply: str, field: str) -> Any:
-    """A field of the last JSON object in a reply that has it; None if there is none."""
-    tail = reply[-MAX_JSON_CHARS:]
-    decoder = json.JSONDecoder()
-    position, tries = len(tail), 0
-    while tries < 50:
-        position = tail.rfind("{", 0, position)
-        if position < 0:
-            return None
-        tries += 1
-        try:
-            value, _ = decoder.raw_decode(tail, position)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict) and field in value:
-            return value[field]
-    return None
 
 
 def _is_valued(text: str) -> bool:

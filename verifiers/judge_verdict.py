@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,8 @@ from palestra.verifiers.judge_prompt import quoted_marks
 T = TypeVar("T")
 
 _MAX_CHARS = 100_000
+
+_START = re.compile(r'\{\s*"')
 
 
 class BadVerdict(ValueError):
@@ -85,12 +88,14 @@ def _last_object(text: str) -> dict[str, Any] | None:
     """The last outermost JSON object; None if a brace comes after it, or if it is no good."""
     last: Any = None
     position = end = 0
-    while (start := text.find("{", position)) >= 0:
+    while (start := _START.search(text, position)) is not None:
         try:
-            last, position = _DECODER.raw_decode(text, start)
-            end = position
-        except (ValueError, RecursionError):
-            position = start + 1
+            last, end = _DECODER.raw_decode(text, start.start())
+            position = end
+        except RecursionError:
+            return None
+        except ValueError:
+            position = start.start() + 1
     rest = text[end:]
     return last if isinstance(last, dict) and "{" not in rest and "}" not in rest else None
 

@@ -10,8 +10,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from palestra.types import Score, Unscorable
-from palestra.verifiers.extract import after_hashes, boxed, extract, last_value
+from palestra.types import Failure, Score, Unscorable
+from palestra.verifiers.extract import Cut, after_hashes, boxed, extract
+from palestra.verifiers.extract_value import last_value
 from palestra.verifiers.math_forms.comparison import same_reading
 from palestra.verifiers.math_forms.reading import Reading, has_content, read
 from palestra.verifiers.math_forms.relations import stated_value
@@ -20,13 +21,15 @@ from palestra.verifiers.math_forms.words import calendar_date, time_of_day
 from palestra.verifiers.math_forms.workers import Exhausted, is_costly, judge_by_sympy
 
 # Waiting for a worker included; most comparisons need none and take a millisecond.
-TIMEOUT_S = 5.0
+TIMEOUT_S = 10.0
 
 _MATHEMATICAL = re.compile(r"\\(?!text|mathrm|mbox|textbf|textit|operatorname)[A-Za-z]+|[\d=<>^]")
 _HEDGE = re.compile(
     r"\b(?:or|either|maybe|perhaps|possibly|probably|(?:could|might|may) be)\b", re.IGNORECASE
 )
-_WORD = re.compile(r"[A-Za-z]{2,}")
+_NEGATION = re.compile(r"\b(?:not|never|wrong|incorrect|except)\b|n't\b", re.IGNORECASE)
+_NEGATED = re.compile(r"(?:\bnot|\bnever|n't)\s+(?:\w+\s+){0,2}\W*$", re.IGNORECASE)
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _NAMED_CHOICE = re.compile(
     r"\(([A-J])\)|\b(?:option|choice|answer|answer is|is)\s*:?\s*\(?([A-J])\b(?!')|^\W*([A-J])[).:]"
 )
@@ -38,6 +41,7 @@ def math(reply: str, answer: Any, *, timeout_s: float = TIMEOUT_S) -> Score:
 
     The answer is found by `extract`; `equal` says what counts as equal. Exact values must be exact:
     a rounded decimal is right only where the reference says that it is approximate (\\approx 3.14).
+    That is the one thing that depends on the side: a reply's own \\approx excuses nothing.
 
     Raises:
         Unscorable: the reference cannot be read, or it alone takes too much time or memory.
@@ -49,8 +53,13 @@ def math(reply: str, answer: Any, *, timeout_s: float = TIMEOUT_S) -> Score:
         return Score(value=0.0, explanation="the reply gives no answer that can be found")
     if len(found.text) > MAX_CHARS:
         return Score(value=0.0, explanation="the answer is too long to be read")
-    if _verdict(reference, found.text, timeout_s):
-        return Score(value=1.0)
+    try:
+        if _verdict(reference, found.text, timeout_s):
+            return Score(value=1.0)
+    except Failure:
+        # Where the reference needs no worker, the answer brought the wait about.
+        if read(reference).advanced:
+            raise
     return Score(value=0.0, explanation=f"the answer {found.text!r:.80} is not {reference!r:.80}")
 
 
@@ -82,27 +91,33 @@ def equal(first: str, second: str, *, timeout_s: float = TIMEOUT_S) -> bool:
         return False
 
 
+def clear_caches() -> None:
+    """Forget what has been read and judged, e.g. before measuring."""
+    read.cache_clear()
+    _verdict.cache_clear()
+    _alone.clear()
+
+
 def _reference(answer: Any) -> str:
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float | Fraction):
+    if type(answer) is not str and (
+        isinstance(answer, bool) or not isinstance(answer, str | int | float | Fraction)
+    ):
         raise Unscorable(f"math needs text or a number as the task's answer, got {answer!r:.80}")
     try:
         text = str(answer).strip()
     except ValueError:  # an integer of too many digits to print
         raise Unscorable("math's reference has too many digits") from None
-    if len(text) > MAX_CHARS:
-        solution = boxed(text) if "\\boxed" in text else after_hashes(text)
-        if solution is None:
-            raise Unscorable(f"math's reference is longer than {MAX_CHARS} characters")
-        return solution.text
+    solution = None
     if "\\boxed" in text:
         try:
             solution = boxed(text)
-        except Exception:
+        except Cut:
             raise Unscorable(f"the box in the reference is empty or open: {text!r:.80}") from None
-        return solution.text if solution is not None else text
-    if "####" in text:
+    elif "####" in text:
         solution = after_hashes(text)
-        return solution.text if solution is not None else text
+    text = text if solution is None else solution.text
+    if len(text) > MAX_CHARS:
+        raise Unscorable(f"math's reference is longer than {MAX_CHARS} characters: {text!r:.80}")
     return text
 
 
@@ -133,6 +148,8 @@ def _candidate(expected: Reading, given: str) -> Reading | None:
     reading = read(given)
     if expected.choice and not reading.choice:
         letters = {next(filter(None, found)) for found in _NAMED_CHOICE.findall(given)}
+        if _NEGATION.search(given):
+            return None
         return read(letters.pop()) if len(letters) == 1 else reading
     if reading.tree is not None or reading.advanced or (expected.choice and reading.choice):
         return reading
@@ -149,6 +166,8 @@ def _candidate(expected: Reading, given: str) -> Reading | None:
     if len(_WORD.findall(given)) < 2:
         return reading  # a formula that cannot be read has no last value
     value = last_value(given)
+    if value is not None and _NEGATED.search(given[: given.rfind(value)][-60:]):
+        return None
     return reading if value is None else _shortened(value)
 
 

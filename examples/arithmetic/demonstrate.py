@@ -12,6 +12,7 @@ episodes = rollout(
     lambda: envs.make("palestra/Arithmetic-v0"),
     arithmetic_tasks("train")[:3000],
     OraclePolicy(ArithmeticEnv.solve),
+    max_concurrent=1,  # in the order of the tasks
 )
 count = asyncio.run(write_demonstrations(Path("demonstrations.jsonl"), episodes))
 print(f"wrote {count} demonstrations")

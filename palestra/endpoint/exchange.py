@@ -63,10 +63,12 @@ class Request:
 
     def body(self, refused: frozenset[str] = frozenset()) -> dict[str, Any]:
         """The request as JSON, without the parameters that its model refuses."""
-        response_format = self.schema and {
-            "type": "json_schema",
-            "json_schema": {"name": "reply", "strict": True, "schema": self.schema},
-        }
+        response_format = None
+        if self.schema is not None:
+            response_format = {
+                "type": "json_schema",
+                "json_schema": {"name": "reply", "strict": True, "schema": self.schema},
+            }
         body = {
             "model": self.model,
             "messages": list(self.messages),

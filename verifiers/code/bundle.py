@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import importlib.util
+import marshal
 from functools import cache
 from pathlib import Path
 
 _GUEST = "palestra.verifiers.code.guest."
-_LOADER = "palestra.tools.sandboxes.guest.loader"
+# The program shall find none of the modules, so they are taken out of sight again.
+_LOAD = """
+import importlib.util, marshal, sys, types
+for name, source, compiled in modules:
+    module = sys.modules[name] = types.ModuleType(name)
+    if importlib.util.MAGIC_NUMBER == magic:
+        exec(marshal.loads(compiled), module.__dict__)
+    else:
+        exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
+for name, source, compiled in modules:
+    del sys.modules[name]
+del magic, modules, name, source, compiled
+"""
 
 
 @cache
 def bundle(*names: str) -> str:
-    """Code that makes the first of these modules `module`; the others are what it imports."""
-    modules = [_GUEST + name for name in names]
-    sources = {module: _source_of(module) for module in (*modules, _LOADER)}
-    return (
-        f"names = {{}}\nsources = {sources!r}\n"
-        f"exec(sources[{_LOADER!r}], names)\n"
-        f"module = names['Loader'](sources).load({modules[0]!r})\n"
-        "del names, sources\n"
-    )
+    """Code that makes the last of these modules `module`; each may import those before it.
 
-
-def _source_of(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).read_text(encoding="utf-8")
+    They come as source and, because a fresh sandbox has other things to do, as byte code for
+    Pythons like this one.
+    """
+    modules = []
+    for module in (_GUEST + name for name in names):
+        spec = importlib.util.find_spec(module)
+        assert spec is not None and spec.origin is not None
+        source = Path(spec.origin).read_text(encoding="utf-8")
+        compiled = compile(source, module, "exec", dont_inherit=True)
+        modules.append((module, source, marshal.dumps(compiled)))
+    return f"magic, modules = {importlib.util.MAGIC_NUMBER!r}, {modules!r}\n{_LOAD}"

@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 
 from palestra.tools.threads import run_in_thread
-from palestra.verifiers.code.candidate import Candidate, own_sandbox, raised
+from palestra.verifiers.code.candidate import Candidate, raised
 from palestra.verifiers.code.compare import same_value
 from palestra.verifiers.code.limits import Clock, CodeLimits
+from palestra.verifiers.code.own_sandbox import own_sandbox
 from palestra.verifiers.code.reference import Call
 from palestra.verifiers.code.verdict import Fault, ProgramFault, Verdict
 

@@ -2,68 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from palestra.tools.sandboxes import PythonResult, Sandbox, SandboxDied, SandboxPool, pool_of
-from palestra.tools.threads import run_in_thread
-from palestra.types import Failure
+from palestra.tools.sandboxes import PythonResult, Sandbox, SandboxDied
 from palestra.verifiers.code.bundle import bundle
-from palestra.verifiers.code.limits import Clock, CodeLimits
+from palestra.verifiers.code.limits import Clock
+from palestra.verifiers.code.own_sandbox import OwnSandbox, fault_of_death
 from palestra.verifiers.code.verdict import Fault, ProgramFault
-
-SETUP_TIMEOUT_S = 30.0
-# Beside the reply: what the session adds to it.
-_SLACK_CHARS = 1 << 10
-
-
-class OwnSandbox:
-    """A sandbox from the pool for one program; one that the program has brought down is replaced."""
-
-    def __init__(self, limits: CodeLimits, pool: SandboxPool) -> None:
-        self.limits = limits
-        self._pool = pool
-        self._sandbox: Sandbox | None = None
-
-    async def current(self) -> Sandbox:
-        """The sandbox, started. Raises Failure if there is none to be had."""
-        if self._sandbox is None:
-            self._sandbox = await self._pool.acquire()
-        return self._sandbox
-
-    async def drop(self) -> None:
-        """Destroy it; the next one is a new one."""
-        if self._sandbox is not None:
-            sandbox, self._sandbox = self._sandbox, None
-            # Whoever cancels this must not leave a place of the pool taken.
-            await asyncio.shield(asyncio.ensure_future(self._pool.release(sandbox)))
-
-
-@contextlib.asynccontextmanager
-async def own_sandbox(limits: CodeLimits) -> AsyncIterator[OwnSandbox]:
-    """A fresh sandbox, taken at once and destroyed at the end.
-
-    Raises Failure (cause "sandbox") where no backend gives what the specification requires.
-    """
-    try:
-        pool = await run_in_thread(lambda: pool_of(limits.spec))
-    except ValueError as error:
-        raise Failure("sandbox", str(error)) from None
-    sandbox = OwnSandbox(limits, pool)
-    try:
-        await sandbox.current()
-        yield sandbox
-    finally:
-        await sandbox.drop()
-
-
-def fault_of_death(death: SandboxDied) -> ProgramFault:
-    """What brought a sandbox down."""
-    fault = Fault.MEMORY if "memory" in str(death) else Fault.RUNTIME_ERROR
-    return ProgramFault(fault, str(death))
 
 
 class Candidate:
@@ -79,11 +26,10 @@ class Candidate:
     async def load(self, clock: Clock) -> None:
         """Run the program as a module. Raises ProgramFault if it does not compile or raises."""
         sandbox = await self._sandbox.current()
-        most_chars = self._sandbox.limits.spec.limits.output_bytes - _SLACK_CHARS
         setup = (
-            bundle("serve", "plain")
-            + f"server = module.Server({most_chars})\n"
-            + f"server.load({ascii(list(self._sources))}, {self._module!r})"
+            bundle("plain", "serve")
+            + f"server = module.Server({self._sandbox.limits.max_chars})\n"
+            + f"server.load({list(self._sources)!a}, {self._module!r})"
         )
         reply = _parsed(await self._run(sandbox, setup, clock))
         if reply[:1] == ["compile"]:
@@ -97,7 +43,7 @@ class Candidate:
         if not self._loaded:  # it has ended itself meanwhile
             await self.load(clock)
         sandbox = await self._sandbox.current()
-        return await self._run(sandbox, f"server.answer({ascii(question)})", clock)
+        return await self._run(sandbox, f"server.answer({question!a})", clock)
 
     async def _run(self, sandbox: Sandbox, code: str, clock: Clock) -> str:
         timeout_s = clock.for_one()
@@ -108,9 +54,10 @@ class Candidate:
             await self._sandbox.drop()
             raise fault_of_death(death) from None
         self.output = result.output
-        if result.died or result.ended == "died":
+        lost = self._loaded and result.restarted  # it has ended since the last call
+        if lost or result.died or result.ended == "died":
             self._loaded = False
-        if result.ended or result.error or result.restarted:
+        if lost or result.ended or result.error:
             raise _fault_of(result, timeout_s)
         return result.value
 

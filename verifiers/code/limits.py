@@ -1,4 +1,4 @@
-"""`CodeLimits`: how long a program may run and how its results are judged; `Clock`: what is left."""
+"""`CodeLimits`: how programs are run and judged; `Clock`: the time that one has left."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from palestra.tools.sandboxes import SandboxSpec
 from palestra.verifiers.code.verdict import Fault, ProgramFault
+
+# Beside a text, what the session adds to it.
+_SLACK_CHARS = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,13 +27,18 @@ class CodeLimits:
     strict_tuples: bool
     stop_early: bool
 
+    @property
+    def max_chars(self) -> int:
+        """The longest question or reply, as JSON, that a sandbox's Python session shows whole."""
+        return self.spec.limits.output_bytes - _SLACK_CHARS
+
 
 class Clock:
-    """Counts the time of one program from when it is made."""
+    """Counts the time of one program from when it is made; `more_s` is added to the total."""
 
-    def __init__(self, limits: CodeLimits) -> None:
+    def __init__(self, limits: CodeLimits, *, more_s: float = 0.0) -> None:
         self._limits = limits
-        self._end = time.monotonic() + limits.total_timeout_s
+        self._end = time.monotonic() + limits.total_timeout_s + more_s
 
     def for_one(self) -> float:
         """Seconds that the next case or call may take. Raises ProgramFault if none are left."""

@@ -84,4 +84,5 @@ def _defines(source: str, entry_point: str | None) -> bool:
     if not entry_point:
         return False
     name = re.escape(entry_point.partition(".")[0])
-    return re.search(rf"^(?:async\s+)?(?:def|class)\s+{name}\b|^{name}\s*=", source, re.M) is not None
+    definition = rf"^(?:async\s+)?(?:def|class)\s+{name}\b|^{name}\s*="
+    return re.search(definition, source, re.MULTILINE) is not None

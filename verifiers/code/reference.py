@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ast
-import builtins
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from palestra.types import Unscorable
 from palestra.verifiers.code.guest.plain import Refused, encode
+from palestra.verifiers.code.names import helpers_of, names_of
 
 RUNNERS = ("asserts", "unittest", "pytest")
 STYLES = ("auto", "stdin", "calls", *RUNNERS)
@@ -74,7 +72,8 @@ def read_reference(answer: Any, style: str) -> Reference:
         raise Unscorable(f"the answer of a programming task is a mapping, got {answer!r:.80}")
     kind = _kind_of(answer, style)
     prompt = _text(answer, "prompt")
-    entry_point = _text(answer, "entry_point") or _text(answer, "function") or None
+    named = _text(answer, "entry_point") or _text(answer, "function")
+    entry_point = named.replace("()", "") or None  # "Solution().add"
     solution = _text(answer, "solution")
     if kind == "stdin":
         return Reference(
@@ -100,7 +99,9 @@ def _kind_of(answer: Mapping[str, Any], style: str) -> str:
     if style == "auto" and len(found) == 1:
         return "auto" if found[0] == "tests" else found[0]
     needed = fields.get(style, "tests") if style != "auto" else "cases, calls or tests"
-    raise Unscorable(f"the answer needs {needed}, it has {', '.join(sorted(map(str, answer)))}"[:300])
+    raise Unscorable(
+        f"the answer needs {needed}, it has {', '.join(sorted(map(str, answer)))}"[:300]
+    )
 
 
 def _text(answer: Mapping[str, Any], field: str) -> str:
@@ -119,10 +120,12 @@ def _sequence(value: Any, field: str) -> Sequence[Any]:
 def _cases(value: Any) -> tuple[Case, ...]:
     cases = []
     for entry in _sequence(value, "cases"):
-        texts = [entry.get(n) for n in ("input", "output")] if isinstance(entry, Mapping) else []
-        if not texts or not all(isinstance(text, str) for text in texts):
+        given, wanted = None, None
+        if isinstance(entry, Mapping):
+            given, wanted = entry.get("input"), entry.get("output")
+        if not isinstance(given, str) or not isinstance(wanted, str):
             raise Unscorable(f'a case is {{"input": text, "output": text}}, got {entry!r:.80}')
-        cases.append(Case(input=texts[0], output=texts[1]))
+        cases.append(Case(input=given, output=wanted))
     return tuple(cases)
 
 
@@ -131,7 +134,7 @@ def _calls(value: Any) -> tuple[Call, ...]:
     for entry in _sequence(value, "calls"):
         if not isinstance(entry, Mapping) or "expected" not in entry:
             raise Unscorable(
-                f'a call is {{"args": [...], "kwargs": {{...}}, "expected": ...}}, got {entry!r:.80}'
+                f'a call is {{"args": [], "kwargs": {{}}, "expected": ...}}, got {entry!r:.80}'
             )
         try:
             calls.append(
@@ -149,12 +152,12 @@ def _calls(value: Any) -> tuple[Call, ...]:
 def _suite(answer: Mapping[str, Any], style: str, entry_point: str | None, prompt: str) -> Suite:
     tests = answer["tests"]
     source = tests if isinstance(tests, str) else "\n".join(map(str, _sequence(tests, "tests")))
-    setup = _helpers_of(prompt) + "\n" + _text(answer, "setup")
+    setup = helpers_of(prompt) + "\n" + _text(answer, "setup")
     module = _text(answer, "module") or "solution"
     if not module.isidentifier():
         raise Unscorable(f'"module" of the answer is the name of a module, got {module!r:.80}')
-    test_names = _names_of(source)
-    setup_names = _names_of(setup)
+    test_names = names_of(source)
+    setup_names = names_of(setup)
     runner = test_names.runner if style == "auto" else style
     unbound = [name for name in test_names.free if name not in setup_names.bound]
     uses_import = module in test_names.imported
@@ -169,81 +172,3 @@ def _suite(answer: Mapping[str, Any], style: str, entry_point: str | None, promp
             f'the tests use {", ".join(unknown[:3])}, which nothing defines: add it to "setup"'
         )
     return Suite(source=source, runner=runner, names=tuple(names), setup=setup, module=module)
-
-
-@lru_cache(maxsize=1024)
-def _helpers_of(prompt: str) -> str:
-    """A prompt's code as far as it is complete by itself; its last function may have no body."""
-    for source in (prompt, prompt.rstrip() + "\n        pass\n"):
-        try:
-            ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        return source
-    return ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Names:
-    """The names of a source: bound anywhere in it, or used and not bound; modules imported."""
-
-    bound: frozenset[str]
-    free: tuple[str, ...]
-    imported: frozenset[str]
-    star: bool
-    runner: str
-
-
-@lru_cache(maxsize=1024)
-def _names_of(source: str) -> _Names:
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Unscorable(f"the tests do not parse: {error}"[:200]) from None
-    bound, used, imported = set[str](), dict[str, None](), set[str]()
-    star, runner = False, "asserts"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            if isinstance(node.ctx, ast.Load):
-                used[node.id] = None
-            else:
-                bound.add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            bound.add(node.name)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            bound.add(node.name)
-        elif isinstance(node, ast.MatchAs | ast.MatchStar) and node.name:
-            bound.add(node.name)
-        elif isinstance(node, ast.MatchMapping) and node.rest:
-            bound.add(node.rest)
-        elif isinstance(node, ast.Import):
-            imported.update(alias.name for alias in node.names)
-            bound.update((a.asname or a.name).partition(".")[0] for a in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module or "")
-            star |= any(alias.name == "*" for alias in node.names)
-            bound.update(alias.asname or alias.name for alias in node.names)
-    if "unittest" in imported and any(isinstance(node, ast.ClassDef) for node in tree.body):
-        runner = "unittest"
-    elif "pytest" in imported or _has_tests(tree):
-        runner = "pytest"
-    module_names = {"__name__", "__file__", "__doc__"}
-    free = tuple(n for n in used if n not in bound | module_names and not hasattr(builtins, n))
-    return _Names(
-        bound=frozenset(bound),
-        free=free,
-        imported=frozenset(imported),
-        star=star,
-        runner=runner,
-    )
-
-
-def _has_tests(tree: ast.Module) -> bool:
-    """Whether there is something that pytest would collect."""
-    return any(
-        (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test"))
-        or (isinstance(node, ast.ClassDef) and node.name.startswith("Test"))
-        for node in tree.body
-    )

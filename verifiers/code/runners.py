@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import json
 import os
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from palestra.tools.sandboxes import Sandbox, SandboxDied, SandboxPool, SandboxSpec, pool_of
+from palestra.tools.sandboxes import Sandbox, SandboxDied, SandboxPool, SandboxSpec
+from palestra.tools.threads import run_in_thread
+from palestra.types import Failure
 from palestra.verifiers.code.bundle import bundle
 from palestra.verifiers.code.limits import Clock
+from palestra.verifiers.code.own_sandbox import acquire, release
 from palestra.verifiers.code.verdict import Fault, ProgramFault
 
 MAX_IDLE = 8
@@ -21,52 +24,73 @@ MAX_USES = 500
 SETUP_TIMEOUT_S = 30.0
 # There is one for each program that is being tested, and those are few.
 _MAX_LIVE = 10_000
+_MODULES = (
+    *("plain", "proxies", "tally", "run_asserts", "run_unittest", "run_pytest"),
+    *("run_tests", "relay"),
+)
+# Longer texts are quoted off the event loop.
+_SMALL_CHARS = 100_000
 
 
 class Runner:
     """Tests run in it, one set at a time, each in a process of its own."""
 
-    def __init__(self, spec: SandboxSpec, pool: SandboxPool, sandbox: Sandbox) -> None:
-        self.spec = spec
-        self.uses = 0
-        self.usable = True
-        self._pool = pool
+    def __init__(self, pool: SandboxPool, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
+        self._pool = pool
+        self._uses = 0
+        self._usable = True
+        self._made = time.monotonic()
 
     async def set_up(self) -> None:
         """Get ready for `start`."""
-        modules = ("relay", "plain", "proxies", "tally", "run_tests")
-        code = bundle(*modules) + "relay = module.Relay()\n"
+        code = bundle(*_MODULES) + "relay = module.Relay()\n"
         result = await self.sandbox.python(code, timeout_s=SETUP_TIMEOUT_S)
-        assert not (result.error or result.ended), result
+        if result.error or result.ended:
+            raise Failure("verifier", f"tests cannot be run: {result.ended or result.error}"[-300:])
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be used again, and will not reach the end of its life meanwhile."""
+        age_s = time.monotonic() - self._made
+        young = age_s < self.sandbox.spec.limits.wall_s / 2
+        return self._usable and self._uses < MAX_USES and young
 
     async def start(self, job: Mapping[str, Any], clock: Clock) -> list[Any]:
         """Begin to run tests, to the first question or the end (see guest/relay.py)."""
-        self.uses += 1
-        return await self._run(f"relay.start({ascii(json.dumps(job))})", clock)
+        self._uses += 1
+        return await self._run("start", job, clock)
 
     async def resume(self, reply: Mapping[str, Any], clock: Clock) -> list[Any]:
         """Give the reply to a question, to the next one or the end."""
-        return await self._run(f"relay.resume({ascii(json.dumps(reply))})", clock)
+        return await self._run("resume", reply, clock)
 
-    async def _run(self, code: str, clock: Clock) -> list[Any]:
+    async def _run(self, method: str, argument: Mapping[str, Any], clock: Clock) -> list[Any]:
         """Raises ProgramFault if it takes too long or too much: so do the values that it got."""
-        self.usable = False
+        self._usable = False
+
+        def call() -> str:
+            return f"relay.{method}({json.dumps(argument)!a})"
+
+        size = sum(len(value) for value in argument.values() if isinstance(value, str))
+        code = call() if size <= _SMALL_CHARS else await run_in_thread(call)
         try:
             result = await self.sandbox.python(code, timeout_s=clock.for_all())
         except SandboxDied as death:
             raise ProgramFault(Fault.MEMORY, f"while the tests ran: {death}") from None
         if result.ended == "timeout":
             raise ProgramFault(Fault.TIMEOUT, "while the tests ran")
-        if result.ended or result.error:
+        if result.ended or "MemoryError" in result.error:
             raise ProgramFault(Fault.MEMORY, "while the tests ran")
+        if result.error:
+            raise Failure("verifier", f"tests cannot be run: {result.error}"[-300:])
         event: list[Any] = json.loads(result.value)
-        self.usable = True
+        self._usable = True
         return event
 
     async def destroy(self) -> None:
         """Give the sandbox back to its pool."""
-        await self._pool.release(self.sandbox)
+        await release(self._pool, self.sandbox)
 
 
 _idle: dict[SandboxSpec, deque[Runner]] = {}
@@ -78,15 +102,12 @@ async def runner_for(spec: SandboxSpec) -> AsyncIterator[Runner]:
     runner = await _take(spec)
     try:
         yield runner
-    except BaseException:
-        runner.usable = runner.usable and False
-        raise
     finally:
         idle = _idle.setdefault(spec, deque())
-        if runner.usable and runner.uses < MAX_USES and len(idle) < MAX_IDLE:
+        if runner.usable and len(idle) < MAX_IDLE:
             idle.append(runner)
         else:
-            await asyncio.shield(asyncio.ensure_future(runner.destroy()))
+            await runner.destroy()
 
 
 async def _take(spec: SandboxSpec) -> Runner:
@@ -96,12 +117,11 @@ async def _take(spec: SandboxSpec) -> Runner:
             runner = idle.pop()
         except IndexError:
             break
-        if await runner.sandbox.answers():
+        if runner.usable and await runner.sandbox.answers():
             return runner
         await runner.destroy()
-    # A pool of its own: it must not wait for a place that a program waiting for it holds.
-    pool = pool_of(dataclasses.replace(spec, warm=0, max_live=_MAX_LIVE))
-    runner = Runner(spec, pool, await pool.acquire())
+    # From a pool of its own: it must not wait for a place that a program waiting for it holds.
+    runner = Runner(*await acquire(dataclasses.replace(spec, warm=0, max_live=_MAX_LIVE)))
     try:
         await runner.set_up()
     except BaseException:

@@ -1,4 +1,4 @@
-"""Programs that read the standard input: each case is a run, compared with what was expected here."""
+"""Programs that read the standard input: a run for each case, compared here."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from palestra.tools.sandboxes import ExecResult, SandboxDied
 from palestra.tools.threads import run_in_thread
 from palestra.types import Unscorable
-from palestra.verifiers.code.candidate import OwnSandbox, fault_of_death, own_sandbox
 from palestra.verifiers.code.compare import same_output
 from palestra.verifiers.code.limits import Clock, CodeLimits
+from palestra.verifiers.code.own_sandbox import OwnSandbox, fault_of_death, own_sandbox
 from palestra.verifiers.code.reference import Case
 from palestra.verifiers.code.verdict import Fault, ProgramFault, Verdict
 
@@ -50,8 +50,9 @@ async def _run(own: OwnSandbox, source: str, case: Case, clock: Clock) -> str:
     try:
         sandbox = await own.current()
         # Every time: the run before may have changed it.
-        await sandbox.write(_FILE, source)
-        result = await sandbox.run(["python3", _FILE], stdin=case.input, timeout_s=timeout_s)
+        await sandbox.write(_FILE, source.encode("utf-8", "replace"))
+        stdin = case.input.encode("utf-8", "replace")
+        result = await sandbox.run(["python3", _FILE], stdin=stdin, timeout_s=timeout_s)
     except SandboxDied as death:
         await own.drop()
         raise fault_of_death(death) from None

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from palestra.types import Unscorable
-from palestra.verifiers.code.candidate import Candidate, own_sandbox
+from palestra.verifiers.code.candidate import Candidate
 from palestra.verifiers.code.limits import Clock, CodeLimits
+from palestra.verifiers.code.own_sandbox import own_sandbox
 from palestra.verifiers.code.reference import Suite
 from palestra.verifiers.code.runners import Runner, runner_for
 from palestra.verifiers.code.verdict import Fault, ProgramFault, Verdict
+
+_LAST_S = 5.0
 
 
 async def run_suite(
@@ -26,6 +29,7 @@ async def run_suite(
         **dataclasses.asdict(suite),
         "entry_point": entry_point,
         "stop_early": limits.stop_early,
+        "max_chars": limits.max_chars,
     }
     async with own_sandbox(limits) as sandbox:
         clock = Clock(limits)
@@ -36,7 +40,7 @@ async def run_suite(
             return Verdict(fault=fault.fault, detail=fault.detail)
         async with runner_for(limits.spec) as runner:
             try:
-                result = await _run(candidate, runner, job, Clock(limits), limits)
+                result = await _run(candidate, runner, job, limits)
             except ProgramFault as fault:
                 return Verdict(fault=fault.fault, detail=fault.detail)
     return _verdict(result)
@@ -46,11 +50,13 @@ async def _run(
     candidate: Candidate,
     runner: Runner,
     job: dict[str, Any],
-    clock: Clock,
     limits: CodeLimits,
 ) -> dict[str, Any]:
     """The tests' report. Raises ProgramFault if there is none, or the first fault decides."""
-    event = await runner.start(job, clock)
+    clock = Clock(limits)
+    # Once the program's time is over the tests may still come to their end.
+    tests_clock = Clock(limits, more_s=0 if limits.stop_early else _LAST_S)
+    event = await runner.start(job, tests_clock)
     while event[0] == "ask":
         reply: dict[str, Any] = {}
         try:
@@ -60,7 +66,7 @@ async def _run(
             if limits.stop_early:
                 raise
             reply["trouble"] = [fault.fault.value, fault.detail]
-        event = await runner.resume(reply, clock)
+        event = await runner.resume(reply, tests_clock)
     if event[0] == "ended":
         raise ProgramFault(Fault.RUNTIME_ERROR, "the tests' process ended")
     report: dict[str, Any] = event[1]

@@ -54,7 +54,6 @@ class Verdict:
             said = f": {detail}" if detail else ""
             counted = f", passed {self.passed} of {self.total}" if self.total else ""
             explanation = f"{self.fault}{counted}{said}"
-            share = min(share, 1 - 1 / (self.total + 1))
         faults = {fault.value.replace(" ", "_"): float(fault is self.fault) for fault in Fault}
         return Score(
             value=share if partial else float(self.fault is None),

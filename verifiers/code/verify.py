@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections import OrderedDict
@@ -89,14 +88,16 @@ def code(
         """Raise Unscorable if the reference's own solution fails."""
         if not reference.solution:
             return
-        text = json.dumps(answer, default=repr, sort_keys=True)
-        key = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-        if key not in sound:
-            sound[key] = await _run(reference.solution, reference, limits)
+        key = hashlib.sha256(repr(answer).encode("utf-8", "replace")).digest()
+        verdict = sound.get(key)
+        if verdict is None:
+            verdict = await _run(reference.solution, reference, limits)
+            if verdict.fault is not Fault.TIMEOUT:  # the next time it may be quicker
+                sound[key] = verdict
             while len(sound) > _CACHED_SOLUTIONS:
                 sound.popitem(last=False)
-        if sound[key].fault is not None:
-            said = sound[key].score(partial=False).explanation
+        if verdict.fault is not None:
+            said = verdict.score(partial=False).explanation
             raise Unscorable(f"the tests fail on the reference's own solution: {said}")
 
     # Waiting for a sandbox is not the program's time, which has limits of its own.

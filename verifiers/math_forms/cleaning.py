@@ -104,7 +104,7 @@ def _to_ascii(text: str) -> str:
         category = unicodedata.category(char)
         if category == "Nd":
             shown.append(str(unicodedata.decimal(char)))
-        elif category not in ("Cf", "Cc", "Mn") or char in "\n\t":
+        elif category not in ("Cf", "Cc") or char in "\n\t":
             shown.append(char)
     return "".join(shown)
 

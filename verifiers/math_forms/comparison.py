@@ -12,8 +12,9 @@ from palestra.verifiers.math_forms.families import (
     same_families,
     substitute,
 )
+from palestra.verifiers.math_forms.pieces import NotReal
 from palestra.verifiers.math_forms.reading import Reading, read
-from palestra.verifiers.math_forms.real_sets import NotReal, is_real_set, same_real_set
+from palestra.verifiers.math_forms.real_sets import is_real_set, same_real_set
 from palestra.verifiers.math_forms.relations import (
     assignments,
     operators,
@@ -35,7 +36,6 @@ from palestra.verifiers.math_forms.words import calendar_date, time_of_day
 
 _DECIMAL_COMMA = re.compile(r"(-?\d+),(\d{1,2})")
 _DECIMAL_POINT = re.compile(r"-?\d*\.\d+")
-_COLLECTIONS = frozenset({"list", "and", "set", "tuple", "vector", "matrix", "bracketed"})
 
 
 def same_reading(first: Reading, second: Reading) -> bool:

@@ -57,8 +57,8 @@ def _grid(node: Node) -> list[tuple[Node, ...]] | None:
         case Call("matrix", rows):
             return [row.args for row in rows if isinstance(row, Call)]
         case Call("*", (scale, Call("matrix") as matrix)) if is_value(scale):
-            rows = _grid(matrix) or []
-            return [tuple(Call("*", (scale, cell)) for cell in row) for row in rows]
+            cells = _grid(matrix) or []
+            return [tuple(Call("*", (scale, cell)) for cell in row) for row in cells]
         case Call("bracketed" | "interval[]" | "tuple", rows) if len(rows) > 1:
             if all(isinstance(r, Call) and r.name in ("bracketed", "interval[]") for r in rows):
                 return [row.args for row in rows if isinstance(row, Call)]
@@ -105,11 +105,9 @@ def _unordered(node: Node) -> list[Node] | None:
     if isinstance(node, Call) and node.name in ("list", "and", "set", "bracketed"):
         found: list[Node] = []
         for part in node.args:
-            value = stated_value(part) or part
-            inner = (
-                _unordered(value) if not (isinstance(value, Call) and value.name == "set") else None
-            )
-            found += inner if inner is not None else [value]
+            element = stated_value(part) or part
+            inner = None if _is_set(element) else _unordered(element)
+            found += inner if inner is not None else [element]
         return found
     if isinstance(node, Call) and node.name.startswith("rel:"):
         value = stated_value(node)

@@ -32,7 +32,7 @@ _lock = threading.Lock()
 
 @functools.cache
 def _float_context() -> Any:
-    import mpmath
+    import mpmath  # type: ignore[import-untyped]
 
     return mpmath.fp
 

@@ -41,7 +41,7 @@ class Piece:
 Pieces = tuple[Piece, ...]
 
 
-def piece(left: Node, right: Node, closed_left: bool, closed_right: bool) -> Piece:
+def interval(left: Node, right: Node, closed_left: bool, closed_right: bool) -> Piece:
     if not (is_value(left) and is_value(right)):
         raise NotReal
     try:
@@ -65,17 +65,17 @@ def merged(found: Pieces) -> Pieces:
         if len(kept) > 1:
             raise NotReal
         return tuple(kept)
-    kept.sort(key=lambda piece: (piece.low, not piece.closed_left))
+    kept.sort(key=lambda part: (part.low, not part.closed_left))
     result: list[Piece] = []
     for part in kept:
         last = result[-1] if result else None
         if last is None or not _touch(last, part):
             result.append(part)
             continue
-        further = _order(piece.right, last.right)
-        end = piece if further > 0 else last
-        closed = piece.closed_right or last.closed_right if further == 0 else end.closed_right
-        first = last.closed_left or (_order(last.left, piece.left) == 0 and piece.closed_left)
+        further = _order(part.right, last.right)
+        end = part if further > 0 else last
+        closed = part.closed_right or last.closed_right if further == 0 else end.closed_right
+        first = last.closed_left or (_order(last.left, part.left) == 0 and part.closed_left)
         result[-1] = Piece(
             left=last.left, right=end.right, closed_left=first, closed_right=closed,
             low=last.low, high=end.high,
@@ -134,8 +134,8 @@ def complement(found: Pieces) -> Pieces:
     left, closed = MINUS_INFINITY, False
     for piece in merged(found):
         if piece.low != -math.inf:
-            rest.append(piece(left, piece.left, closed, not piece.closed_left))
+            rest.append(interval(left, piece.left, closed, not piece.closed_left))
         left, closed = piece.right, not piece.closed_right
     if left != INFINITY:
-        rest.append(piece(left, INFINITY, closed, False))
+        rest.append(interval(left, INFINITY, closed, False))
     return tuple(rest)

@@ -32,7 +32,8 @@ _ADVANCED = re.compile(
     r"|begin\s*\{array\})(?![A-Za-z])|\bd/d[a-z]\b|\\frac\s*\{\s*d\s*\}"
 )
 _PLAIN = re.compile(
-    r"\s*(-?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,40})(?:\.([0-9]{1,40}))?\s*", re.ASCII
+    r"\s*(-?)(\\?\$)?([0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,40})(?:\.([0-9]{1,40}))?(\$)?\s*",
+    re.ASCII,
 )
 _INFINITIES = {"negative infinity": "-\\infty", "minus infinity": "-\\infty"}
 _INFINITIES |= {"positive infinity": "\\infty", "plus infinity": "\\infty"}
@@ -84,12 +85,14 @@ def read(text: str) -> Reading:
 
 
 def _plain_number(text: str, match: re.Match[str]) -> Reading:
-    """The common case, without a parser: -1,234.50."""
-    sign, whole, fraction = match.groups(default="")
+    """The common case, without a parser: -1,234.50, $5 or $7$ in dollars as LaTeX has them."""
+    sign, currency, whole, fraction, closing = match.groups(default="")
     whole = whole.replace(",", "")
     value = Fraction(int(whole + fraction), 10 ** len(fraction))
     digits = len((whole + fraction).lstrip("0")) if fraction else 0
-    tree = Number(-value if sign else value, digits, len(fraction))
+    tree: Node = Number(-value if sign else value, digits, len(fraction))
+    if bool(currency) != bool(closing):
+        tree = Call("unit", (tree, Symbol("dollar")))
     return Reading(text=text.strip(), tree=tree, words=text.strip(), choice=None, advanced=False)
 
 
@@ -129,4 +132,6 @@ def _last_side(text: str) -> str:
 
 def has_content(reading: Reading) -> bool:
     """Whether there is a letter or digit in it at all."""
-    return reading.tree is not None or _LETTER_OR_DIGIT.search(reading.words) is not None
+    if reading.tree is not None:
+        return reading.tree != Symbol("...")
+    return _LETTER_OR_DIGIT.search(reading.words) is not None

@@ -10,8 +10,8 @@ from palestra.verifiers.math_forms.pieces import (
     Pieces,
     complement,
     intersect,
+    interval,
     merged,
-    piece,
     same_end,
 )
 from palestra.verifiers.math_forms.tree import (
@@ -63,9 +63,9 @@ def pieces(node: Node) -> Pieces:
     """The intervals and points that a tree stands for, not yet merged."""
     match node:
         case Symbol("R"):
-            return (piece(MINUS_INFINITY, INFINITY, False, False),)
+            return (interval(MINUS_INFINITY, INFINITY, False, False),)
         case Call("tuple", (left, right)):
-            return (piece(left, right, False, False),)
+            return (interval(left, right, False, False),)
         case Call("set", args):
             return _points(args)
         case Call("cup", (left, right)):
@@ -82,7 +82,8 @@ def pieces(node: Node) -> Pieces:
             return _listed(args)
     if isinstance(node, Call) and node.name.startswith("interval"):
         brackets = node.name.removeprefix("interval")
-        return (piece(*node.args, brackets[0] == "[", brackets[1] == "]"),)
+        left, right = node.args
+        return (interval(left, right, brackets[0] == "[", brackets[1] == "]"),)
     if isinstance(node, Call) and node.name.startswith("rel:"):
         return _relation(node)
     raise NotReal
@@ -92,7 +93,7 @@ def _points(values: tuple[Node, ...]) -> Pieces:
     expanded: list[Node] = []
     for value in values:
         expanded += expand_signs(value) or (value,)
-    return tuple(piece(value, value, True, True) for value in expanded)
+    return tuple(interval(value, value, True, True) for value in expanded)
 
 
 def _builder(variable: Node, condition: Node) -> Pieces:
@@ -103,11 +104,9 @@ def _builder(variable: Node, condition: Node) -> Pieces:
         variable = name
     if not isinstance(variable, Symbol):
         raise NotReal
-    return _conjunction(condition.args if _is_list(condition) else (condition,))
-
-
-def _is_list(node: Node) -> bool:
-    return isinstance(node, Call) and node.name in ("list", "and")
+    if isinstance(condition, Call) and condition.name in ("list", "and"):
+        return _conjunction(condition.args)
+    return _conjunction((condition,))
 
 
 def _conjunction(conditions: tuple[Node, ...]) -> Pieces:
@@ -159,8 +158,9 @@ def _relation(node: Call) -> Pieces:
         return pieces(node.args[1])
     if any(operator not in _MIRRORED for operator in operators) or len(operators) > 2:
         raise NotReal
-    if len(operators) == 1 and isinstance(node.args[0], Call) and node.args[0].name == "abs":
-        return _within(node.args[0].args[0], operators[0], node.args[1])
+    match node.args:
+        case (Call("abs", (inner,)), bound) if len(operators) == 1:
+            return _within(inner, operators[0], bound)
     spots = [i for i, side in enumerate(node.args) if isinstance(side, Symbol) and letters(side)]
     if len(spots) != 1:
         raise NotReal
@@ -189,12 +189,12 @@ def _within(inner: Node, operator: str, bound: Node) -> Pieces:
     low = Call("+", (negative(bound), negative(at_zero)))
     high = Call("+", (bound, negative(at_zero)))
     if operator in ("<", "<="):
-        return (piece(low, high, operator == "<=", operator == "<="),)
+        return (interval(low, high, operator == "<=", operator == "<="),)
     if operator in (">", ">="):
         closed = operator == ">="
         return (
-            piece(MINUS_INFINITY, low, False, closed),
-            piece(high, INFINITY, closed, False),
+            interval(MINUS_INFINITY, low, False, closed),
+            interval(high, INFINITY, closed, False),
         )
     raise NotReal
 
@@ -206,18 +206,18 @@ def _bounded(found: Pieces, operator: str, bound: Node) -> Pieces:
         case "!=":
             return intersect(found, complement(_points((bound,))))
         case "<" | "<=":
-            half = piece(MINUS_INFINITY, bound, False, operator == "<=")
+            half = interval(MINUS_INFINITY, bound, False, operator == "<=")
         case _:
-            half = piece(bound, INFINITY, operator == ">=", False)
+            half = interval(bound, INFINITY, operator == ">=", False)
     if len(found) == 1 and letters(bound):
         # With unknown ends 1 < x < a is taken as it stands.
         (whole,) = found
         if operator in ("<", "<="):
-            return (piece(whole.left, bound, whole.closed_left, operator == "<="),)
-        return (piece(bound, whole.right, operator == ">=", whole.closed_right),)
+            return (interval(whole.left, bound, whole.closed_left, operator == "<="),)
+        return (interval(bound, whole.right, operator == ">=", whole.closed_right),)
     if any(letters(part.left) | letters(part.right) for part in found):
         (whole,) = found
         if operator in ("<", "<="):
-            return (piece(whole.left, bound, whole.closed_left, operator == "<="),)
-        return (piece(bound, whole.right, operator == ">=", whole.closed_right),)
+            return (interval(whole.left, bound, whole.closed_left, operator == "<="),)
+        return (interval(bound, whole.right, operator == ">=", whole.closed_right),)
     return intersect(found, (half,))

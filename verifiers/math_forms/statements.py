@@ -35,6 +35,9 @@ def parse(text: str) -> Node:
     return node
 
 
+_OPERATIONS = frozenset(
+    {"squared", "cubed", "plus", "minus", "times", "over", "divided", "factorial", "half", "not"}
+)
 # "3k + 1 for some integer k", "where k is an integer"
 _INTEGER = re.compile(r"\bintegers?\s+([a-z])\b|\b([a-z])\s+(?:is|an|any|are|be)\b.*\binteger")
 
@@ -158,6 +161,8 @@ class StatementParser(BracketParser):
         if self.at("open", "(") and self.peek(2).text == "in":
             return Call("such", (node, self.bracket()))
         phrase = self.unit_phrase(node)
+        if phrase.partition(" ")[0].lower() in _OPERATIONS:
+            raise Unreadable(f"{phrase} is no unit")
         integer = _INTEGER.search(phrase)
         if integer is not None:
             name = integer[1] or integer[2]

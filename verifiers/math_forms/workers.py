@@ -72,7 +72,9 @@ _pool = _Pool()
 
 
 # What no one writes as an answer but a policy may: towers of powers, numbers of many digits.
-_COSTLY = re.compile(r"\^[^-+*/=,&]{0,40}\^|\d{5}|!\s*!|!\s*\}?\s*\)?\s*!")
+_COSTLY = re.compile(
+    r"\d\s*\^\s*\{?\s*\d+\s*\^|(?:\^\s*\{?[^\s{}^]{0,20}){2}\^|\d{5}|!\s*!|!\s*\}?\s*\)?\s*!"
+)
 _OPERATORS = re.compile(r"\\(?:i*int|oint|sum|prod|lim|det|bigcup|bigcap|begin)(?![A-Za-z])")
 MAX_COSTLY_CHARS = 300
 MAX_OPERATORS = 3
@@ -130,12 +132,6 @@ def _judge(pool: _Pool, reference: str, answer: str, deadline: float) -> str:
             raise Exhausted(f"{type(error).__name__}: {error}") from None
         pool.idle.append(worker)
         return verdict
-
-
-def warm_up() -> None:
-    """Start a worker now, so that the first comparison that needs one finds it ready."""
-    if not _pool.idle:
-        _pool.idle.append(_Worker())
 
 
 def close_workers() -> None:

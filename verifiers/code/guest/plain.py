@@ -52,8 +52,8 @@ def _encode(value: Any, of_object: Callable[[Any], list[Any]] | None, depth: int
     if issubclass(kind, str):
         return str.__str__(value)
     if issubclass(kind, complex):
-        both = complex.__mul__(value, 1)  # exact, and of the base class
-        return ["complex", _encode(both.real, None, 0), _encode(both.imag, None, 0)]
+        real, imaginary = (complex.__getattribute__(value, part) for part in ("real", "imag"))
+        return ["complex", _encode(real, None, 0), _encode(imaginary, None, 0)]
     if issubclass(kind, (bytes, bytearray)):
         return ["bytes", bytes(value).hex()]
     if depth >= MAX_DEPTH:

@@ -38,12 +38,13 @@ class Client:
     and cannot is in `refused`; `missing` says whether a name was missing.
     """
 
-    def __init__(self, exchange: Callable[[str], dict[str, Any]]) -> None:
+    def __init__(self, exchange: Callable[[str], dict[str, Any]], max_chars: int) -> None:
         self.asked = 0
         self.troubles = 0
         self.refused = ""
         self.missing = False
         self._exchange = exchange
+        self._max_chars = max_chars
         self._exceptions: dict[str, type[Exception]] = {}
 
     def ask(self, operation: str, *arguments: Any) -> Any:
@@ -54,8 +55,11 @@ class Client:
             if refusal.by_type:
                 self.refused = self.refused or f"the tests pass {refusal} to the program"
             raise self.trouble("wrong answer", str(refusal)) from None
+        text = json.dumps(question)
+        if len(text) > self._max_chars // 2:  # it is quoted once more on its way
+            raise self.trouble("wrong answer", "an argument that is too large")
         self.asked += 1
-        reply = self._exchange(json.dumps(question))
+        reply = self._exchange(text)
         if reply.get("trouble"):
             raise self.trouble(*reply["trouble"])
         if reply.get("output"):
@@ -120,68 +124,68 @@ class Client:
 class Remote:
     """A function, class or object of the program."""
 
-    __slots__ = ("_client", "_name", "_target")
+    __slots__ = ("__client", "__name", "__target")
 
     def __init__(self, client: Client, target: list[Any], name: str) -> None:
-        for slot, value in (("_client", client), ("_target", target), ("_name", name)):
-            object.__setattr__(self, slot, value)
+        for slot, value in (("client", client), ("target", target), ("name", name)):
+            object.__setattr__(self, "_Remote__" + slot, value)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self._client.ask("call", self, list(arguments), named)
+        return self.__client.ask("call", self, list(arguments), named)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self._client.ask("get", self, name)
+        return self.__client.ask("get", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._client.ask("set", self, name, value)
+        self.__client.ask("set", self, name, value)
 
     def __getitem__(self, key: Any) -> Any:
-        return self._client.ask("item", self, key)
+        return self.__client.ask("item", self, key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._client.ask("set_item", self, key, value)
+        self.__client.ask("set_item", self, key, value)
 
     def __delitem__(self, key: Any) -> None:
-        self._client.ask("delete_item", self, key)
+        self.__client.ask("delete_item", self, key)
 
     def __contains__(self, item: Any) -> bool:
-        return bool(self._client.ask("contains", self, item))
+        return any(own == item for own in self)  # not by its own `__contains__`, nor `__eq__`
 
     def __len__(self) -> int:
-        length = self._client.ask("len", self)
+        length = self.__client.ask("len", self)
         return length if type(length) is int else -1
 
     def __iter__(self) -> Any:
-        return self._client.ask("iter", self)
+        return self.__client.ask("iter", self)
 
     def __next__(self) -> Any:
-        return self._client.ask("next", self)
+        return self.__client.ask("next", self)
 
     def __str__(self) -> str:
-        text = self._client.ask("str", self)
+        text = self.__client.ask("str", self)
         return text if type(text) is str else ""
 
     def __repr__(self) -> str:
-        return f"<{self._name} of the program>"
+        return f"<{self.__name} of the program>"
 
     def __instancecheck__(self, instance: Any) -> bool:
         if not isinstance(instance, Remote):
             return False
-        return bool(self._client.ask("isinstance", instance, self))
+        return bool(self.__client.ask("isinstance", instance, self))
 
     def __eq__(self, other: object) -> bool:
-        detail = f"the program gave a {self._name}, which is no plain value to compare"
-        raise self._client.trouble("wrong answer", detail)
+        detail = f"the program gave a {self.__name}, which is no plain value to compare"
+        raise self.__client.trouble("wrong answer", detail)
 
-    __ne__ = __eq__  # type: ignore[assignment]
+    __ne__ = __eq__
     __lt__ = __le__ = __gt__ = __ge__ = __eq__
     __hash__ = object.__hash__
 
     def __bool__(self) -> bool:
-        detail = f"the program gave a {self._name}, which is neither true nor false"
-        raise self._client.trouble("wrong answer", detail)
+        detail = f"the program gave a {self.__name}, which is neither true nor false"
+        raise self.__client.trouble("wrong answer", detail)
 
 
 class ProgramModule(types.ModuleType):
@@ -217,7 +221,7 @@ def function_of(client: Client, name: str) -> Remote:
 
 def _target_of(value: Any) -> list[Any]:
     if isinstance(value, Remote):
-        return ["object", *object.__getattribute__(value, "_target")]
+        return ["object", *object.__getattribute__(value, "_Remote__target")]
     raise Refused(f"a value of type {type(value).__name__}", by_type=True)
 
 

@@ -93,7 +93,7 @@ def _run_in_child(connection: socket.socket, job: dict[str, Any], folder: str) -
         answer: dict[str, Any] = json.loads(reply)
         return answer
 
-    result = run_tests(job, Client(exchange))
+    result = run_tests(job, Client(exchange, job["max_chars"]))
     _send(connection, json.dumps(["done", result]))
     os._exit(0)
 

@@ -100,7 +100,6 @@ _OPERATIONS: dict[str, Any] = {
     "item": operator.getitem,
     "set_item": operator.setitem,
     "delete_item": operator.delitem,
-    "contains": operator.contains,
     "isinstance": isinstance,
     "len": len,
     "iter": iter,
