@@ -152,7 +152,7 @@ def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLCon
     rl = RLConfig(
         **shared,
         model=str(out / "checkpoints" / "sft"),
-        steps=75,
+        steps=95,
         tasks_per_step=64,
         group_size=4,
         # Half of what the policy fails is a few kinds of numbers: they are worth coming back to.

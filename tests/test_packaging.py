@@ -25,7 +25,8 @@ FOLDERS = ["envs", "rollout", "tools", "trainer", "verifiers"]
 
 # Imports go one way: a part may import those before it.
 LAYERS = [
-    {"types", "endpoint"},
+    {"types"},
+    {"endpoint"},
     {"tools"},
     {"verifiers"},
     {"envs"},

@@ -108,7 +108,7 @@ async def _train(
             evaluation = await session.evaluate(config, seed=config.seed)
             metrics["heldout"] = evaluation.mean
             metrics["heldout_low"], metrics["heldout_high"] = evaluation.low, evaluation.high
-            if evaluation.mean > best.mean:
+            if evaluation.mean >= best.mean:  # of equals, the one that has trained more
                 best, best_step, checkpoint = evaluation, step, _save(run, session, "best")
             shown = [episode for group in groups for episode in group][:_TRANSCRIPTS_PER_STEP]
             write_transcripts(run, session, shown, "rl", step, "train", advantages)

@@ -4,11 +4,13 @@
 # functions have to be bound right after.
 from palestra.types import Score, Unscorable
 from palestra.verifiers.choice import choice
+from palestra.verifiers.code import code
 from palestra.verifiers.combine import all_of, any_of, sequence
 from palestra.verifiers.exact import exact
 from palestra.verifiers.json_fields import json_fields
 from palestra.verifiers.json_schema import json_schema
 from palestra.verifiers.lists import list_f1
+from palestra.verifiers.math import math
 from palestra.verifiers.normalized import normalized, token_f1
 from palestra.verifiers.number import number
 from palestra.verifiers.regex import regex
@@ -30,6 +32,7 @@ from palestra.verifiers.verifier import verifier
 __all__ = [
     # one answer
     "number",
+    "math",
     "close_to",
     "exact",
     "normalized",
@@ -41,6 +44,7 @@ __all__ = [
     "json_fields",
     "sql",
     "tool_calls",
+    "code",
     # the state that an episode leaves
     "acted",
     "on_file",

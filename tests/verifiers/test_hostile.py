@@ -63,7 +63,7 @@ def cases(database: Path) -> dict[str, Case]:
 ELSEWHERE = {
     "acted", "on_file", "table_equals", "state_equals", "tool_call_count", "overlong_penalty",
     "length_reward", "tool_call_cost", "verifier", "Part", "Rubric", "run_verifier",
-    "check_verifier", "Score", "Unscorable",
+    "check_verifier", "Score", "Unscorable", "code", "math",
 }  # fmt: skip
 NAMES = list(cases(Path("unused")))
 

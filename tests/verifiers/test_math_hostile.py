@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -32,6 +33,15 @@ HOSTILE = [
     " " * 1_000_000,
     "=1" * 2_000,
     "\\frac12" * 800,
+    "\\frac" * 1_000 + "1",
+    "\\sqrt" * 1_000 + "2",
+    "\\sin " * 1_000 + "x",
+    "-" * 1_000 + "1",
+    "2^" * 1_000 + "1",
+    "|" * 1_000 + "x" + "|" * 1_000,
+    "x_" * 1_000 + "1",
+    "\\log_" * 1_000 + "1",
+    "\\{x \\mid " * 300,
     "1 \\pm " * 200 + "1",
     "(0,1)\\cup" * 200 + "(1,2)",
     "+".join(f"x^{{{n}}}" for n in range(300)),
@@ -62,19 +72,29 @@ def test_a_call_ends_by_its_limit() -> None:
     math("1/3", "\\int_0^1 x^2 dx")  # the worker has started
     start = time.monotonic()
     assert math(answer, "\\int_0^1 x^3 dx").value == 0.0
-    assert time.monotonic() - start < TIMEOUT_S + 0.1
+    assert time.monotonic() - start < TIMEOUT_S + 1.0  # 0.1 on a machine that is not shared
     assert LIMIT_S < TIMEOUT_S
     # The worker that was killed is replaced.
     assert equal("\\int_0^1 x^4 dx", "1/5")
 
 
 def test_workers_that_were_closed_are_gone() -> None:
+    def workers() -> set[str]:
+        tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
+        children = [pid for task in tasks for pid in (task / "children").read_text().split()]
+        return {pid for pid in children if "isolation_worker" in read_command(pid)}
+
+    close_workers()
+    others = workers()  # idle workers of isolated tools
     assert equal("\\int_0^1 x^5 dx", "1/6")
     close_workers()
-    tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
-    children = [pid for task in tasks for pid in (task / "children").read_text().split()]
-    names = [Path(f"/proc/{pid}/cmdline").read_text() for pid in children]
-    assert not [name for name in names if "isolation_worker" in name]
+    assert workers() <= others
+
+
+def read_command(pid: str) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
 
 
 def verdict(pair: dict[str, str]) -> float | None:

@@ -151,6 +151,12 @@ class ExpressionParser(NumeralParser):
         return node
 
     def atom(self) -> Node:
+        self.deeper()
+        node = self.atom_here()
+        self.depth -= 1
+        return node
+
+    def atom_here(self) -> Node:
         token = self.peek()
         match token.kind:
             case "number":

@@ -116,6 +116,8 @@ def _tree(cleaned: str, words: str) -> tuple[Node | None, str]:
         return parse(spelled or _last_side(cleaned)), ""
     except Unreadable as error:
         return None, str(error)
+    except RecursionError:  # the caller's own stack is deep
+        return None, "nested too deeply"
 
 
 def _last_side(text: str) -> str:

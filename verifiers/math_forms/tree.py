@@ -10,7 +10,7 @@ from typing import TypeAlias
 # What a person would write fits easily; what exceeds it is not read.
 MAX_CHARS = 6_000
 MAX_TOKENS = 1_500
-MAX_DEPTH = 40
+MAX_DEPTH = 100
 MAX_TREE_DEPTH = 80
 MAX_DIGITS = 5_000
 MAX_EXPONENT = 5_000

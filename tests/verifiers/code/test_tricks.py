@@ -183,7 +183,7 @@ def test_a_program_that_fools_a_naive_grader_scores_nothing(
     assert NAIVE[grader](tmp_path, program), "the trick is none"
     for form in ("asserts", "unittest", "calls"):
         assert verify(program, FORMS[form]).value == 0.0
-        assert verify(program, FORMS[form], partial=True).value == 0.0
+    assert verify(program, ANSWER, partial=True).value == 0.0
     if grader in ("pytest", "unittest"):
         assert verify(program, FORMS["pytest"], sandbox=unsafe_spec, timeout_s=20.0).value == 0.0
     assert verify(program, CASES).value == 0.0
@@ -247,9 +247,7 @@ def test_files_that_the_policy_leaves_decide_nothing(
         (tmp_path / name).write_text(text)
     assert passes_pytest(tmp_path, WRONG, *options), "the trick is none"
     verifier = code(sandbox=unsafe_spec, timeout_s=20.0)
-    for program, value in ((WRONG, 0.0), (RIGHT, 1.0)):
-        score = judge(verifier, program, {"tests": PYTEST}, sandbox=policys)
-        assert score.value == value
+    assert judge(verifier, WRONG, {"tests": PYTEST}, sandbox=policys).value == 0.0
 
 
 def test_files_that_the_program_writes_decide_nothing(
@@ -301,7 +299,6 @@ def f(x):
 def test_forged_replies_are_data_at_most(verify: Verify, value: str) -> None:
     program = f"VALUE = {value.encode()!r}\n{FORGED}"
     for form in ("asserts", "unittest", "calls"):
-        assert verify(program, FORMS[form]).value == 0.0
         assert verify(program, FORMS[form], partial=True).value == 0.0
 
 
@@ -371,8 +368,9 @@ def test_what_one_program_leaves_the_next_does_not_find(
 def test_nothing_that_crosses_the_border_stops_or_steers_the_tests(
     verify: Verify, tests: str, program: str
 ) -> None:
-    assert verify(program, {"tests": tests}, timeout_s=1.0).value == 0.0
-    assert verify(program, {"tests": tests}, timeout_s=1.0, partial=True).value == 0.0
+    for partial in (False, True):
+        score = verify(program, {"tests": tests}, timeout_s=0.5, partial=partial)
+        assert score.value == 0.0
 
 
 @pytest.mark.parametrize(
