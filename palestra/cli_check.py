@@ -115,7 +115,8 @@ def _show(name: str, tasks: int, found: Audit, problems: list[str]) -> None:
     console.print(
         f"{escape(name)} on {tasks} tasks, {found.pairs} replies: {found.false_positives} wrong "
         f"ones paid in full, {found.false_negatives} right ones refused; {found.ms_p50:.2f} ms a "
-        f"call (p99 {found.ms_p99:.2f}, most {found.ms_max:.1f}); verdicts changed when asked again: "
+        f"call (p99 {found.ms_p99:.2f}, most {found.ms_max:.1f}); verdicts changed when asked "
+        f"again: "
         f"{found.undetermined}, from threads: {found.thread_dependent}",
         highlight=False,
     )

@@ -213,7 +213,8 @@ def _judged(expected: Reading, candidate: Reading, deadline: float) -> bool:
     try:
         verdict = judge_by_sympy(expected.text, candidate.text, deadline=deadline)
     except Exhausted:
-        _check_readable(expected, deadline)
+        if expected.tree is None:
+            _check_readable(expected, deadline)
         return False
     if verdict == "bad reference" and expected.tree is None:
         raise Unscorable(f"math cannot read the reference {expected.text!r:.80}")

@@ -37,7 +37,7 @@ class Constraint:
     the published tables.
 
     No constraint is met by a reply without any letter, digit or symbol, by one of more than
-    1,000,000 characters, or by an echo of the prompt (see `is_echo`) unless it asks for one.
+    200,000 characters, or by an echo of the prompt (see `is_echo`) unless it asks for one.
 
     Raises:
         ValueError: an unknown id; a missing, unknown or bad argument.
@@ -72,7 +72,7 @@ def unfit(reply: Reply, prompts: Sequence[str] = ()) -> str:
     """Why a reply follows no instruction at all; "" if it may."""
     if reply.says_nothing:
         return "the reply says nothing"
-    if len(reply.raw) > MAX_CHARS:
+    if reply.is_too_long:
         return f"the reply has more than {MAX_CHARS:,} characters"
     if any(is_echo(reply, Reply(prompt)) for prompt in prompts):
         return "the reply is an echo of the prompt"

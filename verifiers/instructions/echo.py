@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from palestra.verifiers.instructions.reply import MAX_CHARS, Reply
+from palestra.verifiers.instructions.reply import Reply
 
 # Fewer words in common may be chance: "Yes." to "Answer yes or no. Yes."
 _MIN_WORDS = 4
@@ -14,8 +14,6 @@ def is_echo(reply: Reply, prompt: Reply) -> bool:
     The whole prompt is told in any case and punctuation; its parts only to the letter, because to
     rewrite a sentence of the prompt in capitals or without commas may be the task.
     """
-    if len(prompt.text) > MAX_CHARS:
-        return False
     if reply.folded_text == prompt.folded_text:
         return True
     times, rest = divmod(len(reply.folded), max(1, len(prompt.folded)))

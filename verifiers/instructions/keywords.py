@@ -32,6 +32,7 @@ PERSON_NAMES = frozenset(
         "Hannah Christopher Penelope Thomas Nora Andrew Aria Joseph Claire Ryan Stella Jonathan"
     )
 )
+_CAPITALISED = re.compile(r"(?<![^\W_])[A-Z][a-z]++(?![^\W_])")
 _SPACELESS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff]")
 
 
@@ -145,8 +146,8 @@ def pronouns(reply: Reply, count: Count) -> str:
 
 def person_names(reply: Reply, count: Count) -> str:
     """At least so many different names of the list that IFBench gives, capitalised."""
-    words = {part for word in reply.words for part in re.split(r"['’-]", word)}
-    return unless(len(words.intersection(PERSON_NAMES)), "at least", count, "different names")
+    found = PERSON_NAMES.intersection(_CAPITALISED.findall(reply.text))
+    return unless(len(found), "at least", count, "different names")
 
 
 def occurrences(reply: Reply, phrase: str) -> int:

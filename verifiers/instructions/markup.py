@@ -105,22 +105,28 @@ def _outside_code(reply: Reply) -> list[str]:
 
 def table(reply: Reply, rows: Count = 1, columns: Count = 1) -> str:
     """A markdown table of at least so many rows, besides its head, and at least so many columns."""
-    lines, best = _outside_code(reply), 0
-    for position, line in enumerate(lines[1:], 1):
-        width = len(_cells(line))
-        if not _is_rule(line) or width < columns or len(_cells(lines[position - 1])) != width:
-            continue
-        count = 0
-        while position + 1 + count < len(lines) and "|" in lines[position + 1 + count]:
+    longest = width = count = 0
+    before: list[str] = []
+    for line in _outside_code(reply):
+        cells = _cells(line)
+        if not width and _is_rule(cells) and len(cells) == len(before) >= columns:
+            width, count = len(cells), 0
+        elif width and cells:
             count += 1
-        best = max(best, count)
-    if best >= rows:
+            longest = max(longest, count)
+        else:
+            width = 0
+        before = cells
+    if longest >= rows:
         return ""
-    return f"no table of {rows} rows and {columns} columns (the longest has {best} rows)"
+    return f"no table of {rows} rows and {columns} columns (the longest has {longest} rows)"
 
 
-def _is_rule(line: str) -> bool:
-    return "|" in line and all(re.fullmatch(r"\s*:?-+:?\s*", cell) for cell in _cells(line))
+def _is_rule(cells: list[str]) -> bool:
+    return bool(cells) and all(_RULE.fullmatch(cell) for cell in cells)
+
+
+_RULE = re.compile(r"\s*+:?-++:?\s*+")
 
 
 def _cells(line: str) -> list[str]:

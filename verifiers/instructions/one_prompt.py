@@ -34,6 +34,7 @@ _COUNTRY = {
     name: names.partition("=")[0] for names in _AFRICA.split(", ") for name in names.split("=")
 }
 _MIN_COUNTRIES = 52
+_MAX_LINES = 100
 
 
 def multiples_of_seven(reply: Reply) -> str:
@@ -62,6 +63,8 @@ def multiple_choice(reply: Reply) -> str:
 
 def countries_of_africa(reply: Reply) -> str:
     """At least 52 countries of Africa, a line each, from Zimbabwe back to Algeria, nothing else."""
+    if len(reply.lines) > _MAX_LINES:
+        return f"more than {_MAX_LINES} lines"
     names = [_plain(re.sub(r"^\s*(?:[-*•]|\d{1,3}[.)])\s*", "", line)) for line in reply.lines]
     unknown = next((name for name in names if name not in _COUNTRY), None)
     if unknown is not None:
@@ -73,7 +76,8 @@ def countries_of_africa(reply: Reply) -> str:
 
 def european_capitals(reply: Reply) -> str:
     """The capitals of Europe north of 45°, divided by commas, from north to south."""
-    names = [_plain(name).replace("kiev", "kyiv") for name in reply.text.rstrip(".").split(",")]
+    listed = reply.text.rstrip(".").split(",", len(_CAPITALS))
+    names = [_plain(name).replace("kiev", "kyiv") for name in listed]
     for expected in (_CAPITALS, [name for name in _CAPITALS if name != "kyiv"]):
         if names == expected:
             return ""

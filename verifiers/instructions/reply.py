@@ -10,7 +10,7 @@ from functools import cached_property
 from palestra.verifiers.instructions.sentences import EMOJI, sentences_of
 
 # A longer reply meets no constraint.
-MAX_CHARS = 1_000_000
+MAX_CHARS = 200_000
 
 # Invisible characters that would hide a word from a search: zero-width space, soft hyphen and such.
 # The joiners U+200C and U+200D stay: scripts and emoji are written with them.
@@ -40,7 +40,8 @@ class Reply:
     """
 
     def __init__(self, text: str) -> None:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        self.is_too_long = len(text) > MAX_CHARS
+        text = text[:MAX_CHARS].replace("\r\n", "\n").replace("\r", "\n")
         self.raw = text
         self.text = composed(_INVISIBLE.sub("", text)).strip()
 
