@@ -128,3 +128,10 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
     assert len(server.requests) == sent
     assert len(list(tmp_path.rglob("*.json"))) == 20
     assert list(tmp_path.rglob("*.part")) == []
+
+
+def test_a_reply_that_looks_like_what_the_cache_writes_comes_back_as_it_was(tmp_path: Path) -> None:
+    with ScriptedServer(lambda body: "a \0varying\0 b") as server:
+        endpoint = Endpoint(server.base_url, "key", cache=tmp_path)
+        for nonce in ("abc", "xyz"):
+            assert complete(endpoint, varying=nonce).text == "a \0varying\0 b"

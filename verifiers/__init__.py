@@ -7,8 +7,18 @@ from palestra.verifiers.choice import choice
 from palestra.verifiers.code import code
 from palestra.verifiers.combine import all_of, any_of, sequence
 from palestra.verifiers.exact import exact
+from palestra.verifiers.instructions import instructions
 from palestra.verifiers.json_fields import json_fields
 from palestra.verifiers.json_schema import json_schema
+from palestra.verifiers.judge import judge
+from palestra.verifiers.judge_agreement import (
+    JudgedPair,
+    JudgedReply,
+    measure_judge,
+    measure_pairwise_judge,
+)
+from palestra.verifiers.judge_pairwise import judge_pairwise
+from palestra.verifiers.judge_rubric import Item, judge_rubric
 from palestra.verifiers.lists import list_f1
 from palestra.verifiers.math import math
 from palestra.verifiers.normalized import normalized, token_f1
@@ -45,6 +55,16 @@ __all__ = [
     "sql",
     "tool_calls",
     "code",
+    "instructions",
+    # a model's verdict
+    "judge",
+    "judge_rubric",
+    "Item",
+    "judge_pairwise",
+    "measure_judge",
+    "measure_pairwise_judge",
+    "JudgedReply",
+    "JudgedPair",
     # the state that an episode leaves
     "acted",
     "on_file",

@@ -64,6 +64,9 @@ ELSEWHERE = {
     "acted", "on_file", "table_equals", "state_equals", "tool_call_count", "overlong_penalty",
     "length_reward", "tool_call_cost", "verifier", "Part", "Rubric", "run_verifier",
     "check_verifier", "Score", "Unscorable", "code", "math",
+    "instructions",
+    "judge", "judge_rubric", "Item", "judge_pairwise", "measure_judge", "measure_pairwise_judge",
+    "JudgedReply", "JudgedPair",
 }  # fmt: skip
 NAMES = list(cases(Path("unused")))
 

@@ -52,15 +52,13 @@ def title_case(reply: Reply) -> str:
 
     The words of each line's beginning are major, whatever they are.
     """
-    cased = 0
     for line in reply.lines:
-        for position, word in enumerate(Reply(line).words):
+        for position, word in enumerate(words_of(line)):
             if word[0].islower() and (position == 0 or word not in _MINOR):
                 return f'"{word:.40}" begins with a small letter'
-            if len(word) > 3 and word.isupper() and word.isalpha():
-                return f'"{word:.40}" is all capitals'
-            cased += word[0].isupper()
-    return "" if cased else "without a capital"
+    if not any(word[0].isupper() for word in reply.words):
+        return "without a capital"
+    return "all in capitals" if _capital_words(reply) > len(reply.words) / 2 else ""
 
 
 def _capital_words(reply: Reply) -> int:

@@ -53,18 +53,22 @@ def stop_words(reply: Reply, percentage: Percentage) -> str:
 
 
 def overlap(reply: Reply, reference_text: Phrase, percentage: Percentage) -> str:
-    """That share of the reply's different trigrams of words is the reference's, give or take 2%."""
-    trigrams = _trigrams(reply.folded)
+    """That share of the reply's different trigrams is the reference's, give or take 2%.
+
+    Trigrams are of words and punctuation marks, in their case, as the published percentages are.
+    """
+    trigrams = _trigrams(reply.text)
     if not trigrams:
         return "fewer than three words"
-    share = 100 * len(trigrams & _trigrams(Reply(reference_text).folded)) / len(trigrams)
+    share = 100 * len(trigrams & _trigrams(reference_text)) / len(trigrams)
     if abs(share - percentage) <= _OVERLAP_TOLERANCE:
         return ""
     return f"{share:.1f}% of trigrams are the reference's, not {percentage:g}% (±2%)"
 
 
-def _trigrams(words: list[str]) -> set[tuple[str, str, str]]:
-    return set(zip(words, words[1:], words[2:], strict=False))
+def _trigrams(text: str) -> set[tuple[str, str, str]]:
+    tokens = re.findall(r"\w+|[^\w\s]", text)
+    return set(zip(tokens, tokens[1:], tokens[2:], strict=False))
 
 
 def two_statements_a_question(reply: Reply) -> str:

@@ -155,10 +155,11 @@ def occurrences(reply: Reply, phrase: str) -> int:
     needle = folded(phrase)
     if needle not in reply.folded_text:
         return 0
-    inside = r"[^\W_]" if reply.folded_text.isascii() else rf"[^\W_]|[{marks()}]"
+    inside = r"[^\W_]" if reply.folded_text.isascii() else rf"(?:[^\W_]|[{marks()}])"
     bounded = [edge.isalnum() and not _SPACELESS.match(edge) for edge in (needle[0], needle[-1])]
-    before = f"(?<!{inside})" if bounded[0] else ""
-    after = f"(?!{inside})" if bounded[1] else ""
+    # "_rock_" is emphasis, "rock_garden" a name.
+    before = f"(?<!{inside})(?<!{inside}_)" if bounded[0] else ""
+    after = f"(?!_?{inside})" if bounded[1] else ""
     pattern = f"{before}{re.escape(needle)}{after}"
     return sum(1 for _ in re.finditer(pattern, reply.folded_text))
 

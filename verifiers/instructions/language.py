@@ -73,7 +73,12 @@ _NAMES = {
 _MIN_SHARE = 0.75  # of the letters, in the language's script: names and terms come in others
 _MIN_DENSITY = 0.12  # function words to words; running text has 0.3 to 0.5
 _FOREIGN_WORDS = 12  # a paragraph this long in another language is no quotation
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]{1,200}`|https?://\S+", re.DOTALL)
+_CODE = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]{1,200}`|https?://\S+|\$[^$\n]{1,300}\$"
+    r"|\\\(.{1,300}?\\\)|\\\[.{1,1000}?\\\]",
+    re.DOTALL,
+)
+_MIN_WORDS = 5
 
 
 def _language(value: Any) -> str:
@@ -96,11 +101,13 @@ class Detected:
 
 
 def response_language(reply: Reply, language: Language) -> str:
-    """The whole reply is in that language (ISO 639-1 code or English name); code does not count.
+    """The whole reply is in that language (ISO 639-1 code or English name); code and formulas do not.
 
     A reply whose language cannot be told is in none: the published checker counts it as passed.
     """
-    text = _CODE.sub(" ", _ends(reply.text))
+    text = _ends(reply.text)
+    without_code = _CODE.sub(" ", text)
+    text = without_code if len(words_of(without_code)) >= _MIN_WORDS else text
     found = detect(text)
     if found.language != language:
         return f"in {found.language or 'no language that can be told'}, not {language}"

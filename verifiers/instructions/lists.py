@@ -8,8 +8,9 @@ from palestra.verifiers.instructions.parameters import Count, Phrase, Relation
 from palestra.verifiers.instructions.relations import unless
 from palestra.verifiers.instructions.reply import Reply
 
-_BULLET = re.compile(r"\s*+[-*+•]\s++(?=.*[^\W_])|\s*+[*•](?=[^\W_])")
-_STAR = re.compile(r"\s*+\*\s++(?=.*[^\W_])|\s*+\*(?=[^\W_*])")
+# "*word" is a bullet, too, "*word* and" is emphasis.
+_BULLET = re.compile(r"\s*+[-*+•]\s++(?=.*[^\W_])|\s*+[*•](?=[^\W_][^*]*+\Z)")
+_STAR = re.compile(r"\s*+\*\s++(?=.*[^\W_])|\s*+\*(?=[^\W_][^*]*+\Z)")
 _DASH = re.compile(r"\s*+-\s*+(?=.*[^\W_])")
 _NUMBERED = re.compile(r"\s*+(\d{1,6})[.)]\s++(?=.*[^\W_])")
 

@@ -1,4 +1,4 @@
-"""Every constraint by example: what follows it, what nearly does, what is empty, what is an echo."""
+"""Every constraint by example: what follows it, what nearly does, what is empty or an echo."""
 
 from __future__ import annotations
 
