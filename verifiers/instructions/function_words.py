@@ -11,13 +11,14 @@ from palestra.verifiers.instructions.reply import words_of
 FUNCTION_WORDS: Mapping[str, frozenset[str]] = {
     language: frozenset(words.split())
     for language, words in {
-        "en": "a the of and to in is that it was for on are as with his they be at this have from or "
-        "had by but not what all were we when your can said there use an each which she do "
-        "how their if will up other about out many then them these so some her would make "
-        "like him into has more you i my he its our who been than only could also just "
-        "because while where don't it's no any should must every most without after before over such through between under both being "
-        "does did is are since until though although however during within too very much again off "
-        "few why whether per",
+        "en": "a the of and to in is that it was for on are as with his they be at this have "
+        "from or had by but not what all were we when your can said there use an each "
+        "which she do how their if will up other about out many then them these so some "
+        "her would make like him into has more you i my he its our who been than only "
+        "could also just because while where don't it's no any should must every most "
+        "without after before over such through between under both being does did is are "
+        "since until though although however during within too very much again off few "
+        "why whether per",
         "es": "el la de que y en un una los las se del por con no su para es al lo como más o pero "
         "sus le ya este sí porque esta entre cuando muy sin sobre también me hasta hay donde "
         "quien desde todo nos durante todos uno les ni contra otros ese eso ante ellos e esto "

@@ -75,7 +75,7 @@ _MIN_DENSITY = 0.12  # function words to words; running text has 0.3 to 0.5
 _FOREIGN_WORDS = 12  # a paragraph this long in another language is no quotation
 _CODE = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]{1,200}`|https?://\S+|\$[^$\n]{1,300}\$"
-    r"|\\\(.{1,300}?\\\)|\\\[.{1,1000}?\\\]",
+    r"|\\\(.{1,300}?\\\)|\\\[.{1,300}?\\\]",
     re.DOTALL,
 )
 _MIN_WORDS = 5
@@ -101,7 +101,7 @@ class Detected:
 
 
 def response_language(reply: Reply, language: Language) -> str:
-    """The whole reply is in that language (ISO 639-1 code or English name); code and formulas do not.
+    """The reply is in that language (ISO 639-1 code or English name); code does not count.
 
     A reply whose language cannot be told is in none: the published checker counts it as passed.
     """
@@ -130,8 +130,9 @@ def detect(text: str) -> Detected:
     """The language of a text of at least a sentence or so.
 
     Among languages of one script the one with most function words (and letters of its own) wins.
-    Not in the list are close relatives that would be taken for it: Norwegian (Danish), Slovak
-    (Czech), Malay (Indonesian), Belarusian, Serbian, Catalan.
+    Languages that are not in `LANGUAGES` may be taken for a relative: Norwegian for Danish, Slovak
+    for Czech, Malay for Indonesian, Catalan for Spanish, Galician for Portuguese, Afrikaans for
+    Dutch, Azerbaijani for Turkish, Serbian for Bulgarian, Belarusian for Russian.
     """
     script = _main_script(text)
     if script in _ALONE:
@@ -163,10 +164,16 @@ def _ends(text: str) -> str:
 
 def _main_script(text: str) -> str:
     counts = _letters(text)
-    if counts["kana"] + counts["han"] > 0:
+    if counts["kana"] or counts["han"]:
         counts["han"] += counts.pop("kana", 0)
+    for script, weight in _WEIGHTS.items():
+        counts[script] *= weight
     script, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
-    return script if count >= _MIN_SHARE * sum(counts.values()) else ""
+    return script if count and count >= _MIN_SHARE * sum(counts.values()) else ""
+
+
+# How many letters of an alphabet a character of these says.
+_WEIGHTS = {"han": 3, "hangul": 2}
 
 
 def _letters(text: str) -> Counter[str]:
