@@ -101,6 +101,10 @@ def _read_arguments(id: str, kind: Kind, given: Mapping[str, Any]) -> dict[str, 
             arguments[parameter] = read(value)
         except ValueError as error:
             raise ValueError(f'{name} of "{id}" must be {error}, got {value!r:.60}') from None
+    if problem := kind.contradiction and kind.contradiction(**arguments):
+        raise ValueError(f'instruction "{id}" cannot be followed: {problem}')
+    if arguments.get("relation") == "less than" and 0 in arguments.values():
+        raise ValueError(f'instruction "{id}" cannot be followed: no count is less than 0')
     return arguments
 
 

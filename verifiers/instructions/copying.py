@@ -43,6 +43,11 @@ def copy_characters(reply: Reply, prompt_to_repeat: Phrase, start: Natural, end:
     return "" if folded(reply.text) in spans - {""} else f"not characters {start} to {end}"
 
 
+def lacks_characters(prompt_to_repeat: str, start: int, end: int) -> str:
+    """What is wrong with the span of `copy_characters`."""
+    return _lacks(start, end, prompt_to_repeat[start : end + 1].strip(), "characters")
+
+
 def copy_words(reply: Reply, prompt_to_repeat: Phrase, start: Natural, end: Count) -> str:
     """The request's words from `start` to `end`, counted from 0, and nothing else.
 
@@ -51,6 +56,15 @@ def copy_words(reply: Reply, prompt_to_repeat: Phrase, start: Natural, end: Coun
     words = prompt_to_repeat.split()
     spans = {folded(" ".join(words[start : end + extra])) for extra in (0, 1)}
     return "" if folded(reply.text) in spans - {""} else f"not words {start} to {end}"
+
+
+def lacks_words(prompt_to_repeat: str, start: int, end: int) -> str:
+    """What is wrong with the span of `copy_words`."""
+    return _lacks(start, end, " ".join(prompt_to_repeat.split()[start : end + 1]), "words")
+
+
+def _lacks(start: int, end: int, span: str, what: str) -> str:
+    return "" if start < end and span else f"the request has no {what} from {start} to {end}"
 
 
 def copy_with_another_first_word(reply: Reply, prompt_to_repeat: Phrase) -> str:
@@ -71,8 +85,6 @@ def only_this_sentence(reply: Reply) -> str:
 def varied_phrase(reply: Reply, phrase: Phrase, count: Count) -> str:
     """The phrase exactly so many times, each time with one word of its inside changed."""
     asked, said = words_of(folded(phrase)), reply.folded
-    if len(asked) < 3:
-        return "a phrase of fewer than three words has no inside"
     copies = [
         sum(word != given for word, given in zip(asked, said[i : i + len(asked)], strict=True))
         for i in range(len(said) - len(asked) + 1)
@@ -81,3 +93,10 @@ def varied_phrase(reply: Reply, phrase: Phrase, count: Count) -> str:
     if any(changes == 0 for changes in copies):
         return "a copy without a change"
     return unless(sum(changes == 1 for changes in copies), "exactly", count, "changed copies")
+
+
+def lacks_inside(phrase: str, count: int) -> str:
+    """What is wrong with the phrase of `varied_phrase`."""
+    if len(words_of(folded(phrase))) >= 3:
+        return ""
+    return f'"{phrase:.40}" has fewer than three words, so none is inside'

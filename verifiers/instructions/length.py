@@ -21,6 +21,11 @@ def words_between(reply: Reply, least: Natural, most: Count) -> str:
     )
 
 
+def empty_range(least: int, most: int) -> str:
+    """What is wrong with the limits of `words_between`."""
+    return f"no text has at least {least} and at most {most} words" if least > most else ""
+
+
 def sentences(reply: Reply, count: Natural, relation: Relation) -> str:
     """So many sentences."""
     return unless(len(reply.sentences), relation, count, "sentences")
@@ -59,12 +64,17 @@ def nth_paragraph_first_word(
     """Exactly so many paragraphs, separated by blank lines, and the nth begins with that word."""
     if problem := unless(len(reply.paragraphs), "exactly", paragraphs, "paragraphs"):
         return problem
-    if nth_paragraph > paragraphs:
-        return f"no paragraph {nth_paragraph}"
     expected = words_of(folded(first_word))
     if words_of(folded(reply.paragraphs[nth_paragraph - 1]))[: len(expected)] == expected:
         return ""
     return f'paragraph {nth_paragraph} does not begin with "{first_word:.40}"'
+
+
+def lacks_paragraph(paragraphs: int, nth_paragraph: int, first_word: str) -> str:
+    """What is wrong with the paragraph that `nth_paragraph_first_word` is about."""
+    if nth_paragraph <= paragraphs:
+        return ""
+    return f"{paragraphs} paragraphs have no paragraph {nth_paragraph}"
 
 
 def words_per_sentence(reply: Reply, count: Count, relation: Relation) -> str:

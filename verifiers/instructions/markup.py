@@ -135,8 +135,6 @@ def _cells(line: str) -> list[str]:
 
 def tagged(reply: Reply, tag: Phrase) -> str:
     """The whole reply stands in one XML element of this name, with something in it."""
-    if not _TAG_NAME.fullmatch(tag):
-        return f"{tag:.40} is no name of an element"
     opening = re.match(rf"<{re.escape(tag)}(?:\s[^<>]*)?>", reply.text)
     closing = f"</{tag}>"
     if not opening or not reply.text.endswith(closing):
@@ -145,6 +143,11 @@ def tagged(reply: Reply, tag: Phrase) -> str:
     if closing in inside:
         return f"more than one <{tag:.40}>"
     return "" if _WORD.search(inside) else f"an empty <{tag:.40}>"
+
+
+def bad_tag(tag: str) -> str:
+    """What is wrong with the name of `tagged`."""
+    return "" if _TAG_NAME.fullmatch(tag) else f'"{tag:.40}" is no name of an XML element'
 
 
 def constrained_response(reply: Reply) -> str:

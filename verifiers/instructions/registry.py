@@ -30,12 +30,14 @@ class Kind:
 
     `names` maps the argument names of the published data to the function's, `fixed` holds what the
     data does not say. `may_echo`: the answer may well be the prompt, or a line of it.
+    `contradiction` says of the arguments why no reply could meet them, "" if one could.
     """
 
     function: Callable[..., str]
     names: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     may_echo: bool = False
+    contradiction: Callable[..., str] | None = None
 
 
 def _kind(function: Callable[..., str], **names: str) -> Kind:
@@ -60,8 +62,10 @@ _IFEVAL = {
         length.divided_paragraphs, num_paragraphs="count"
     ),
     "length_constraints:number_words": _kind(length.words, num_words="count"),
-    "length_constraints:nth_paragraph_first_word": _kind(
-        length.nth_paragraph_first_word, num_paragraphs="paragraphs"
+    "length_constraints:nth_paragraph_first_word": Kind(
+        function=length.nth_paragraph_first_word,
+        names={"num_paragraphs": "paragraphs"},
+        contradiction=length.lacks_paragraph,
     ),
     "detectable_content:number_placeholders": _kind(
         sections.placeholders, num_placeholders="count"
@@ -89,7 +93,11 @@ _IFEVAL = {
 
 # IFBench, arXiv 2507.02833, appendix A.
 _IFBENCH = {
-    "count:word_count_range": _kind(length.words_between, min_words="least", max_words="most"),
+    "count:word_count_range": Kind(
+        function=length.words_between,
+        names={"min_words": "least", "max_words": "most"},
+        contradiction=length.empty_range,
+    ),
     "count:unique_word_count": _kind(counts.unique_words, N="count"),
     "count:conjunctions": _kind(keywords.conjunctions, small_n="count"),
     "count:person_names": _kind(keywords.person_names, N="count"),
@@ -133,7 +141,12 @@ _IFBENCH = {
     "format:no_whitespace": _kind(markup.no_whitespace),
     "repeat:repeat_change": _copying(copying.copy_with_another_first_word),
     "repeat:repeat_simple": _copying(copying.only_this_sentence),
-    "repeat:repeat_span": _copying(copying.copy_words, n_start="start", n_end="end"),
+    "repeat:repeat_span": Kind(
+        function=copying.copy_words,
+        names={"n_start": "start", "n_end": "end"},
+        may_echo=True,
+        contradiction=copying.lacks_words,
+    ),
     "custom:multiples": _kind(one_prompt.multiples_of_seven),
     "custom:mcq_count_length": _kind(one_prompt.multiple_choice),
     "custom:reverse_newline": _kind(one_prompt.countries_of_africa),
@@ -149,11 +162,20 @@ _IFBENCH = {
 
 # The constraints that IF-RLVR trains on, arXiv 2507.02833, appendix B.
 _IF_RLVR = {
-    "copy:repeat_phrase": _kind(copying.varied_phrase, small_n="count"),
+    "copy:repeat_phrase": Kind(
+        function=copying.varied_phrase,
+        names={"small_n": "count"},
+        contradiction=copying.lacks_inside,
+    ),
     "copy:copy": _copying(copying.copy),
     "copy:copying_simple": _copying(copying.copy),
     "copy:copying_multiple": _copying(copying.copy_often, N="count"),
-    "new:copy_span_idx": _copying(copying.copy_characters, n_start="start", n_end="end"),
+    "new:copy_span_idx": Kind(
+        function=copying.copy_characters,
+        names={"n_start": "start", "n_end": "end"},
+        may_echo=True,
+        contradiction=copying.lacks_characters,
+    ),
     "detectable_format:sentence_hyphens": _kind(punctuation.hyphenated_sentences),
     "detectable_format:square_brackets": _kind(markup.words_in_brackets),
     "detectable_format:bigram_wrapping": _kind(markup.pairs_in_brackets),
@@ -194,7 +216,7 @@ _OURS = {
     "detectable_format:code_block": _kind(markup.code_block),
     "detectable_format:table": _kind(markup.table),
     "detectable_format:json_keys": _kind(markup.json_keys),
-    "detectable_format:xml": _kind(markup.tagged),
+    "detectable_format:xml": Kind(function=markup.tagged, contradiction=markup.bad_tag),
     "detectable_content:emoji": _kind(punctuation.emoji),
     "change_case:capital_word_share": _kind(casing.capital_share),
     "startend:start_checker": _kind(edges.starts_with),

@@ -129,6 +129,29 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("count:numbers", {"count": 3}, 'takes N, relation, not "count"'),
     ("ratio:stop_words", {"percentage": 101}, "a percentage from 0 to 100, got 101"),
     ("language:response_language", {"language": "xx"}, "must be a language that is told apart"),
+    ("count:word_count_range", {"min_words": 9, "max_words": 8}, "at least 9 and at most 8 words"),
+    (
+        "length_constraints:nth_paragraph_first_word",
+        {"num_paragraphs": 2, "nth_paragraph": 3, "first_word": "a"},
+        "cannot be followed: 2 paragraphs have no paragraph 3",
+    ),
+    (
+        "repeat:repeat_span",
+        {"prompt_to_repeat": "one two", "n_start": 2, "n_end": 4},
+        "the request has no words from 2 to 4",
+    ),
+    (
+        "new:copy_span_idx",
+        {"prompt_to_repeat": "one", "n_start": 2, "n_end": 1},
+        "the request has no characters from 2 to 1",
+    ),
+    ("copy:repeat_phrase", {"phrase": "one two", "small_n": 2}, "has fewer than three words"),
+    ("detectable_format:xml", {"tag": "a b"}, '"a b" is no name of an XML element'),
+    (
+        "length_constraints:number_words",
+        {"num_words": 0, "relation": "less than"},
+        "no count is less than 0",
+    ),
     ("words:palindrome", {"count": 1}, 'takes no arguments, not "count"'),
 ]
 
