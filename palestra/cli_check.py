@@ -80,10 +80,8 @@ def _reasoning_gym(dataset_name: str, limit: int) -> tuple[Callable[..., Any], l
     """A reasoning-gym data set: its own score function on its own entries."""
     try:
         reasoning_gym = importlib.import_module("reasoning_gym")
-    except ModuleNotFoundError:
-        raise ValueError(
-            "reasoning-gym is not installed: pip install 'palestra[bridges]'"
-        ) from None
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}: pip install 'palestra[bridges]'") from None
     dataset = reasoning_gym.create_dataset(dataset_name, size=limit, seed=0)
     entries = {str(index): dataset[index] for index in range(limit)}
     tasks = [
