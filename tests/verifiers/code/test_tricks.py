@@ -6,6 +6,7 @@ it fails if the trick is none.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,8 +39,10 @@ WRONG = "def f(x):\n    return 0\n"
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A Python that finds what lies in the folder, as a policy's working folder is used."""
     command = [sys.executable, *arguments]
+    # `make` exports it for ours; a naive grader's Python looks into its folder.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False
     )
 
 
