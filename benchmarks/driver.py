@@ -151,7 +151,12 @@ class FaultyEngine:
         logprob = math.nan if task.info["fault"] == "engine returns NaN" else -0.5
         return Completion(ids=ids, logprobs=(logprob,) * len(ids), stop_reason="stop")
 
+    async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        return (-0.5,) * (len(token_ids) - 1)
+
     async def update_weights(self, version: int, *args: Any, **kwargs: Any) -> None: ...
+
+    async def aclose(self) -> None: ...
 
 
 class NamesItsTask(TokenPolicy):

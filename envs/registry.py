@@ -8,6 +8,7 @@ of them is imported before it is made.
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.metadata
 import warnings
 from collections.abc import Callable
@@ -94,8 +95,20 @@ def make(id: str, **kwargs: Any) -> Env:
 
 
 def spec(id: str) -> EnvSpec:
-    """Gymnasium's specification of an id. Raises ValueError, naming the nearest, if unknown."""
-    full_id = _full_id(id)
+    """Gymnasium's specification of an id.
+
+    "module:Name-v0" imports the module first, which registers it, as `gymnasium.make` does.
+
+    Raises:
+        ValueError: unknown id (the nearest one is named), or no such module.
+    """
+    module, colon, name = id.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{error}: is it installed, or on PYTHONPATH?") from None
+    full_id = _full_id(name)
     if full_id in gymnasium.registry:
         return gymnasium.registry[full_id]
     nearest = difflib.get_close_matches(full_id, _ids, n=1, cutoff=0)

@@ -6,15 +6,19 @@ import asyncio
 import difflib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from palestra.endpoint import Endpoint, Price, Usage
 from palestra.envs import Env, registry
 from palestra.rollout.driver import Limits
+from palestra.rollout.endpoint_policy import EndpointPolicy
 from palestra.rollout.evaluate import Evaluation, evaluate
 from palestra.rollout.policy import OraclePolicy, Policy
 from palestra.rollout.random_policy import RandomPolicy
@@ -23,10 +27,18 @@ from palestra.types import Episode, Sampling, Task
 
 ALARMING_MASKED_SHARE = 0.02
 
+# One reply: reasoning models take minutes. The driver's own limit holds above it.
+ENDPOINT_TIMEOUT_S = 300.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalOptions:
-    """What the command line says. `model` is a folder, "oracle" or "random"."""
+    """What the command line says.
+
+    `model` is a folder, "oracle" or "random", or a name that the server at the URL `endpoint`
+    knows. Its key is in the environment variable `api_key_env`; `price` is what a million prompt
+    and completion tokens cost.
+    """
 
     env: str
     model: str
@@ -38,6 +50,9 @@ class EvalOptions:
     context_length: int
     max_concurrent: int
     out: Path | None
+    endpoint: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    price: tuple[float, float] | None = None
 
 
 def run_eval(options: EvalOptions, *, as_json: bool) -> int:
@@ -45,7 +60,8 @@ def run_eval(options: EvalOptions, *, as_json: bool) -> int:
 
     Raises:
         ValueError: unknown environment or split, no such model folder, or one without a chat
-            template, no oracle, or an output folder in use.
+            template, no oracle, an endpoint that is none, without its key, or that refuses every
+            request, or an output folder in use.
     """
     make_env = _maker(options)
     env = make_env()
@@ -75,13 +91,19 @@ def run_eval(options: EvalOptions, *, as_json: bool) -> int:
                 on_episode=cleanup.enter_context(_progress(len(tasks))),
             )
         )
+        if evaluation.n == 0 and isinstance(policy, EndpointPolicy) and policy.broken:
+            raise ValueError(policy.broken.detail)
         figures = _figures(options, evaluation)
+        if isinstance(policy, EndpointPolicy):
+            figures["endpoint_usage"] = policy.usage.metrics()
         if run is not None:
             run.write_summary(figures)
     if as_json:
         print(json.dumps(figures, indent=2))
     else:
         _print_table(options, evaluation)
+        if isinstance(policy, EndpointPolicy):
+            print(_usage_line(policy.usage))
     return 0 if evaluation.n else 1
 
 
@@ -91,7 +113,9 @@ def _maker(options: EvalOptions) -> Callable[[], Env]:
 
 @contextmanager
 def _open_policy(options: EvalOptions, env: Env) -> Iterator[Policy]:
-    if options.model == "oracle":
+    if options.endpoint is not None:
+        yield _endpoint_policy(options)
+    elif options.model == "oracle":
         yield _oracle(options.env, env)
     elif options.model == "random":
         yield RandomPolicy()
@@ -102,6 +126,34 @@ def _open_policy(options: EvalOptions, env: Env) -> Iterator[Policy]:
         find_model_folder(options.model)
         with _loaded(options) as policy:
             yield policy
+
+
+def _endpoint_policy(options: EvalOptions) -> EndpointPolicy:
+    assert options.endpoint is not None
+    # Before anything is asked: an error of the URL's form looks like a server that is not there.
+    url = urlsplit(options.endpoint)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError(
+            f"--endpoint must be a URL such as http://localhost:8000/v1, got {options.endpoint!r}"
+        )
+    key = os.environ.get(options.api_key_env)
+    if not key:
+        raise ValueError(
+            f"no key for the endpoint: set {options.api_key_env} (to any word for a server without "
+            "keys), or name another variable with --api-key-env"
+        )
+    prices = {}
+    if options.price is not None:
+        prompt, completion = options.price
+        prices[options.model] = Price(prompt=prompt, completion=completion)
+    endpoint = Endpoint(
+        options.endpoint,
+        key,
+        prices=prices,
+        concurrency=options.max_concurrent,
+        timeout_s=ENDPOINT_TIMEOUT_S,
+    )
+    return EndpointPolicy(endpoint, options.model)
 
 
 def _oracle(id: str, env: Env) -> Policy:
@@ -181,6 +233,14 @@ def _print_table(options: EvalOptions, evaluation: Evaluation) -> None:
             "policy: see the causes above",
             file=sys.stderr,
         )
+
+
+def _usage_line(usage: Usage) -> str:
+    cost = "" if usage.unpriced else f", cost {usage.cost:.4f}"
+    return (
+        f"the endpoint had {usage.requests} requests ({usage.retries} of them retries) and counted "
+        f"{usage.prompt_tokens} prompt and {usage.completion_tokens} completion tokens{cost}"
+    )
 
 
 def _counts(counts: Any) -> str:

@@ -194,17 +194,16 @@ def _evaluate(
     run: RunDir, config: RLConfig, model: Path, tasks: Sequence[Task], label: str, step: int
 ) -> Evaluation:
     """Success of a checkpoint on the held-out tasks, each tried once; shows a few transcripts."""
-    from palestra.rollout.recorder import Recorder, read_episodes
+    from palestra.rollout.recorder import read_episodes
     from palestra.trainer.session import Session
     from palestra.trainer.transcripts import write_transcripts
 
     session = Session.open(config.model_copy(update={"model": str(model)}))
     path = run.path / "episodes" / f"{label}.jsonl"
     try:
-        with Recorder(path) as recorder:
-            evaluation = asyncio.run(
-                session.evaluate(config, seed=config.seed + 1, tasks=tasks, recorder=recorder)
-            )
+        evaluation = asyncio.run(
+            session.evaluate(config, seed=config.seed + 1, tasks=tasks, record_to=path)
+        )
         shown = read_episodes(path)[:SHOWN_EPISODES]
         write_transcripts(run, session, shown, "rl", step, label)
     finally:

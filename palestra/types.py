@@ -103,14 +103,38 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Structure:
+    """What a reply must look like: exactly one of a JSON Schema, literal choices or a regex.
+
+    Its tokens are not the policy's own choice, so they never train.
+
+    Raises:
+        ValueError: none or several are given.
+    """
+
+    json_schema: Mapping[str, Any] | None = None
+    choice: tuple[str, ...] | None = None
+    regex: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("json_schema", "choice", "regex") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                "a structure is one of json_schema, choice and regex, got "
+                + (" and ".join(given) or "none")
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How tokens are drawn. Training samples with top_p = 1 and top_k = 0 (off)."""
+    """How tokens are drawn. Training samples with top_p = 1, top_k = 0 (off) and no structure."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 512
     seed: int | None = None
+    structure: Structure | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,7 +220,8 @@ class Episode:
     """One attempt at one task.
 
     `stop_reason`: "answer" (a reply without a tool call, or a submitted answer), "env" (the
-    environment ended it), "max_turns", "length" (a reply cut by its token limit), "token_budget",
+    environment ended it), "max_turns", "length" (a reply cut by its token limit), "token_budget"
+    (the episode's), "context" (no room, or none to the end of the reply, in the engine's context),
     "deadline", "failed".
     `cause` says whose fault an unscorable or failed outcome is, e.g. "tool:search". `scores` and
     `rewards` are by agent; `score` and `reward` are those of the only one.
@@ -283,12 +308,21 @@ def _turn_from_plain(data: dict[str, Any]) -> Turn:
             "prompt_ids": tuple(data["prompt_ids"]),
             "completion_ids": tuple(data["completion_ids"]),
             "logprobs": tuple(data["logprobs"]),
-            "sampling": None if sampling is None else Sampling(**sampling),
+            "sampling": None if sampling is None else _sampling_from_plain(sampling),
             "version_spans": tuple(VersionSpan(**span) for span in data["version_spans"]),
             "tool_results": tuple(ToolResult(**result) for result in data["tool_results"]),
             "observation": tuple(data["observation"]),
         }
     )
+
+
+def _sampling_from_plain(data: dict[str, Any]) -> Sampling:
+    structure = data.get("structure")
+    if structure is None:
+        return Sampling(**data)
+    choice = structure["choice"]
+    choice = None if choice is None else tuple(choice)
+    return Sampling(**{**data, "structure": Structure(**{**structure, "choice": choice})})
 
 
 def _fields(value: Any) -> Any:

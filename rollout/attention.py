@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -101,9 +102,7 @@ def require_packable(model: PreTrainedModel) -> None:
 @contextmanager
 def _packed(model: PreTrainedModel) -> Iterator[None]:
     """Route the model's attention through the layout for the length of one forward pass."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(_NAME, _attend)
+    _register()
     config = trunk_config(model)
     before = config._attn_implementation
     config._attn_implementation = _NAME
@@ -111,6 +110,13 @@ def _packed(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+@cache
+def _register() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_NAME, _attend)
 
 
 def trunk_config(model: PreTrainedModel) -> PreTrainedConfig:

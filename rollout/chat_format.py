@@ -13,9 +13,12 @@ returns None: the caller renders afresh and the episode branches.
 from __future__ import annotations
 
 import difflib
+import itertools
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,7 @@ from palestra.rollout.chat_format_file import (
     write_settings,
 )
 from palestra.rollout.chat_template import ChatTemplate
+from palestra.rollout.conversation_window import probe_conversation, shorten
 from palestra.rollout.inert_text import MARK, Marker, control_tokens, private_tokenizer
 from palestra.rollout.template_messages import Preparer, meaning
 from palestra.rollout.template_traits import USER, find_call_form, find_end_of_turn, probe
@@ -36,11 +40,14 @@ from palestra.types import Message, ToolSchema
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_log = logging.getLogger(__name__)
+
 HISTORIES = ("template", "keep")
 
 # Tokens that end a reply in published models, besides the template's own end of turn.
 _STOPS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
 _MAX_REMEMBERED_CHARACTERS = 16_000_000
+_MAX_PROMPTS = 32
 
 
 class ChatFormat:
@@ -75,6 +82,9 @@ class ChatFormat:
         self._reply_starts_thinking = header.rstrip().endswith("<think>")
         empty_thinking = re.search(r"<think>\s*</think>\s*\Z", header)
         self._empty_thinking = empty_thinking[0] if empty_thinking else ""
+        # The samples of a task begin with the same prompt.
+        self._encode_prompt = lru_cache(_MAX_PROMPTS)(lambda text: tuple(self._encode(text)))
+        self._takes_windows: bool | None = None  # not tried yet
         self._remembered: dict[tuple[int, ...], tuple[str, object]] = {}
         self._remembered_characters = 0
 
@@ -134,7 +144,7 @@ class ChatFormat:
         Raises ValueError for a conversation that cannot be rendered: an empty one, one with
         content that is not text.
         """
-        return self._encode(self._prompt(messages, tools))
+        return list(self._encode_prompt(self._prompt(messages, tools)))
 
     def extend(
         self,
@@ -151,25 +161,27 @@ class ChatFormat:
         print the earlier turns, or what the reply says, otherwise than they were; with history
         "keep" only where the reply cannot be found in the rendering at all.
         """
-        before = self._remembered_prompt(messages_before, tools)
-        after = self._prompt([*messages_before, reply, *new_messages], tools)
-        # Messages cannot spell an end-of-turn token, so counting finds the reply's own.
-        end = _find_nth(after, self._end_of_turn, before.count(self._end_of_turn) + 1)
-        if end is None:
+        last_id = previous_ids[-1] if previous_ids else None
+        added = self.continuation(last_id, messages_before, reply, new_messages, tools)
+        return None if added is None else [*previous_ids, *added]
+
+    def continuation(
+        self,
+        last_id: int | None,
+        messages_before: Sequence[Message],
+        reply: Message,
+        new_messages: Sequence[Message],
+        tools: Sequence[ToolSchema] = (),
+    ) -> list[int] | None:
+        """What `extend` appends to a completion that ends with `last_id`."""
+        added = self._added(messages_before, reply, new_messages, tools)
+        if added is None:
             return None
-        if self.settings.history == "template":
-            # Thinking that is switched off by an empty block says nothing: it may stay or go.
-            before = before.removesuffix(self._empty_thinking)
-            if not after.startswith(before):
-                return None
-            if meaning(self._read(after[len(before) : end])) != meaning(reply):
-                return None
-        ids = list(previous_ids)
-        if not ids or ids[-1] not in self.stop_ids:
-            ids.append(self._end_id)
-        # Tokenized behind the end-of-turn token, as in the full rendering, then without it.
-        ids += self._encode(after[end:])[1:]
-        return ids
+        # Tokenized behind the end-of-turn token, as in the full rendering.
+        ids = self._encode(added)
+        if last_id in self.stop_ids:
+            return ids[1:]
+        return [self._end_id, *ids[1:]]
 
     def encode_reply(
         self, messages: Sequence[Message], reply: Message, tools: Sequence[ToolSchema] = ()
@@ -203,6 +215,76 @@ class ChatFormat:
         while ids and ids[-1] in self.stop_ids:
             ids.pop()
         return self._read(self._tokenizer.decode(ids, skip_special_tokens=False))
+
+    def _added(
+        self,
+        before: Sequence[Message],
+        reply: Message,
+        new: Sequence[Message],
+        tools: Sequence[ToolSchema],
+    ) -> str | None:
+        """What stands behind a reply, its end-of-turn token included; None if it does not extend.
+
+        Of a long conversation only a part is rendered, once the template has been found to print
+        the same for it, and again and again as the conversation grows.
+        """
+        window = shorten(before) if self._takes_windows is not False else None
+        if window is None:
+            return self._added_to(before, reply, new, tools)
+        if self._takes_windows is None:
+            self._takes_windows = self._try_windows()
+            return self._added(before, reply, new, tools)
+        added = self._added_to(window.messages, reply, new, tools)
+        if window.is_due_for_check:
+            expected = self._added_to(before, reply, new, tools)
+            if added != expected:
+                self._takes_windows = False
+                _log.warning(
+                    "the chat template prints something else in a conversation of %d replies than "
+                    "in a shortened one: from now on conversations are rendered whole",
+                    window.replies,
+                )
+            return expected
+        return added
+
+    def _added_to(
+        self,
+        messages_before: Sequence[Message],
+        reply: Message,
+        new_messages: Sequence[Message],
+        tools: Sequence[ToolSchema],
+    ) -> str | None:
+        """The delta of two renderings."""
+        before = self._remembered_prompt(messages_before, tools)
+        after = self._prompt([*messages_before, reply, *new_messages], tools)
+        # Messages cannot spell an end-of-turn token, so counting finds the reply's own.
+        end = _find_nth(after, self._end_of_turn, before.count(self._end_of_turn) + 1)
+        if end is None:
+            return None
+        if self.settings.history == "template":
+            # Thinking that is switched off by an empty block says nothing: it may stay or go.
+            before = before.removesuffix(self._empty_thinking)
+            if not after.startswith(before):
+                return None
+            if meaning(self._read(after[len(before) : end])) != meaning(reply):
+                return None
+        return after[end:]
+
+    def _try_windows(self) -> bool:
+        """Whether the template prints the same behind a reply when its middle is left out."""
+        messages, tools = probe_conversation()
+        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for start, end in itertools.pairwise((*replies, len(messages))):
+            before, (reply, *new) = messages[:start], messages[start:end]
+            window = shorten(before)
+            try:
+                if window is not None and self._added_to(
+                    window.messages, reply, new, tools
+                ) != self._added_to(before, reply, new, tools):
+                    return False
+            except ValueError:
+                return False
+        return True
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[ToolSchema], *, prompt: bool

@@ -6,10 +6,12 @@ Every wait has a deadline, and whatever happens ends in one of three outcomes (D
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import sys
 import time
 from collections import defaultdict
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +40,9 @@ from palestra.types import (
 
 _log = logging.getLogger(__name__)
 
+# The cause of an episode that was cut off because no more were wanted.
+CANCELLED = "cancelled"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
@@ -45,7 +50,9 @@ class Limits:
 
     What the policy can exhaust (turns, tokens, the environment's time) ends the episode, which is
     scored. An engine that does not answer in `generation_timeout_s` has failed; its time counts
-    towards no other limit, so that a slow engine never costs an answer its score.
+    towards no other limit, so that a slow engine never costs an answer its score. A turn thus ends
+    within `generation_timeout_s` and `step_timeout_s`, not counting the wait for a slot; tools
+    have deadlines of their own.
     """
 
     max_turns: int = 16
@@ -83,26 +90,34 @@ async def run_episode(
     The environment is seeded by (seed, task), so that all samples of a task begin alike; the
     policy's sampling by (seed, task, sample, attempt, turn).
     """
-    return await _EpisodeInProgress(
+    return await EpisodeInProgress(
         env=env,
         policy=policy,
         task=task,
         limits=limits,
         sampling=sampling,
-        seed_parts=(seed, task.id, sample, attempt),
+        seed=seed,
+        sample=sample,
+        attempt=attempt,
     ).play()
 
 
 @dataclass(kw_only=True, slots=True)
-class _EpisodeInProgress:
-    """Its steps return the environment's `info`; with an "outcome" in it the episode is over."""
+class EpisodeInProgress:
+    """An episode from `play` to its end; `lane` is entered for every generation.
+
+    Its steps return the environment's `info`; with an "outcome" in it the episode is over.
+    """
 
     env: Env
     policy: Policy
     task: Task
     limits: Limits
     sampling: Sampling
-    seed_parts: tuple[int, str, int, int]
+    seed: int
+    sample: int
+    attempt: int
+    lane: AbstractAsyncContextManager[None] = field(default_factory=nullcontext)
     prompt: tuple[Message, ...] = ()
     tools: tuple[ToolSchema, ...] = ()
     messages: list[Message] = field(default_factory=list)  # the conversation so far
@@ -111,6 +126,7 @@ class _EpisodeInProgress:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # by phase
 
     async def play(self) -> Episode:
+        """Play to the end. Being cancelled ends the generation or step in progress."""
         try:
             info = await self._reset()
             while "outcome" not in info:
@@ -122,11 +138,13 @@ class _EpisodeInProgress:
             info = await self._fail(Failure("env", f"{type(error).__name__}: {error}"))
         return self._episode(info)
 
+    async def cut_off(self) -> Episode:
+        """The episode as far as it came before `play` was cancelled: `failed`, never scored."""
+        return self._episode(await self._fail(Failure(CANCELLED, "no more episodes were wanted")))
+
     async def _reset(self) -> dict[str, Any]:
-        seed, task_id, _, _ = self.seed_parts
-        reset = guarded_reset(
-            self.env, seed=_derive_seed(seed, task_id), options={"task": self.task}
-        )
+        seed = _derive_seed(self.seed, self.task.id)
+        reset = guarded_reset(self.env, seed=seed, options={"task": self.task})
         started = time.perf_counter()
         try:
             observation, info = await within(self.limits.step_timeout_s, reset, cause="env")
@@ -146,16 +164,18 @@ class _EpisodeInProgress:
         if len(self.turns) == self.limits.max_turns:
             return await self._end("max_turns")
         try:
-            turn = await self._respond(tokens_left)
+            async with self.lane:
+                started = time.perf_counter()
+                turn = await self._respond(tokens_left)
+                turn = replace(turn, timings={"generate": self._spent("generate", started)})
         except ContextFull as full:
             if not self.turns:  # a prompt that never fitted is not the policy's doing
                 raise Failure("prompt_too_long", str(full)) from None
-            return await self._end("token_budget")
+            return await self._end("context")
         self.tokens += len(turn.completion_ids)
         if turn.stop_reason == "length":
             self.turns.append(replace(turn, tool_results=_cut_calls(turn.message)))
-            cut_by_budget = 0 < len(turn.completion_ids) < self.sampling.max_tokens
-            return await self._end("token_budget" if cut_by_budget else "length")
+            return await self._end(self._what_cut(turn, tokens_left))
         self.turns.append(turn)
         return await self._step(turn)
 
@@ -163,7 +183,7 @@ class _EpisodeInProgress:
         sampling = replace(
             self.sampling,
             max_tokens=min(self.sampling.max_tokens, tokens_left),
-            seed=_derive_seed(*self.seed_parts, len(self.turns)),
+            seed=turn_seed(self.seed, self.task.id, self.sample, self.attempt, len(self.turns)),
         )
         respond = self.policy.respond(
             tuple(self.messages),
@@ -173,7 +193,6 @@ class _EpisodeInProgress:
             sampling=sampling,
         )
         timeout_s = self.limits.generation_timeout_s
-        started = time.perf_counter()
         try:
             turn = await within(timeout_s, respond, cause="engine")
             if not isinstance(turn, Turn):
@@ -184,7 +203,14 @@ class _EpisodeInProgress:
             raise
         except Exception as error:
             raise Failure("policy", f"{type(error).__name__}: {error}") from error
-        return replace(turn, timings={"generate": self._spent("generate", started)})
+        return turn
+
+    def _what_cut(self, turn: Turn, tokens_left: int) -> str:
+        """Which limit cut a reply short; a policy without token ids does not tell."""
+        sampled = len(turn.completion_ids)
+        if 0 < sampled < min(self.sampling.max_tokens, tokens_left):
+            return "context"
+        return "token_budget" if 0 < sampled < self.sampling.max_tokens else "length"
 
     async def _step(self, turn: Turn) -> dict[str, Any]:
         """The environment's answer to the last turn."""
@@ -250,14 +276,14 @@ class _EpisodeInProgress:
         }
 
     def _episode(self, info: dict[str, Any]) -> Episode:
-        _, task_id, sample, attempt = self.seed_parts
         scored = info["outcome"] == Outcome.SCORED
+        attempt = f".{self.attempt}" if self.attempt else ""
         return Episode(
-            id=f"{task_id}/{sample}" + (f".{attempt}" if attempt else ""),
+            id=f"{self.task.id}/{self.sample}{attempt}",
             env_id=env_id(self.env),
             task=self.task,
-            sample=sample,
-            attempt=attempt,
+            sample=self.sample,
+            attempt=self.attempt,
             prompt=self.prompt,
             tools=self.tools,
             turns=tuple(self.turns),
@@ -281,6 +307,32 @@ def _cut_calls(message: Message) -> tuple[ToolResult, ...]:
         ToolResult(call_id=call["id"], name="", content="the call was cut off", error="cut")
         for call in message.get("tool_calls") or ()
         if call.get("error") == "cut"
+    )
+
+
+def turn_seed(seed: int, task_id: str, sample: int, attempt: int, turn: int) -> int:
+    """With what a turn is sampled."""
+    return _derive_seed(seed, task_id, sample, attempt, turn)
+
+
+def is_final(episode: Episode, max_attempts: int) -> bool:
+    """Whether its sample is done with: no further attempt is made."""
+    return (
+        episode.outcome is Outcome.SCORED
+        or episode.attempt >= max_attempts - 1
+        or episode.cause == CANCELLED
+    )
+
+
+def count_rewrites(episode: Episode) -> int:
+    """How many turns could not extend the one before, because the template rewrote what was said.
+
+    Each begins a new branch, whose prompt an engine computes anew. A conversation that the
+    environment replaced (compaction) also branches, but is none of these.
+    """
+    return sum(
+        bool(turn.prompt_ids) and turn.parent is None and not before.replaces
+        for before, turn in itertools.pairwise(episode.turns)
     )
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from palestra.rollout.engine_errors import ContextOverflow
 from palestra.tools import parse_reply
 from palestra.types import Completion, Failure, Message, Sampling, Task, ToolSchema, Turn
 
 if TYPE_CHECKING:
     from palestra.rollout.chat_format import ChatFormat
     from palestra.rollout.engine import Engine
+
+
+_log = logging.getLogger(__name__)
 
 
 class Policy(Protocol):
@@ -107,13 +112,14 @@ class TokenPolicy:
     """A language model: renders the conversation, has an engine sample, parses what comes back.
 
     From the second turn on the prompt is the previous ids plus the ids of the new messages, and
-    the turn's `parent` is the one it extends. Where the template rewrites what came before, the
-    conversation is rendered afresh and the turn is a new root.
+    the turn's `parent` is the one it extends. Where the template rewrites what came before, or the
+    environment replaced the conversation, it is rendered afresh and the turn is a new root.
     """
 
     def __init__(self, engine: Engine, chat_format: ChatFormat) -> None:
         self.engine = engine
         self.chat_format = chat_format
+        self._has_warned = False
 
     async def respond(
         self,
@@ -131,7 +137,9 @@ class TokenPolicy:
             Failure: the engine raised, aborted or returned something inconsistent.
         """
         extended = self._extend(messages, tools, history[-1]) if history else None
-        prompt_ids = self.chat_format.render(messages, tools) if extended is None else extended
+        prompt_ids = (
+            tuple(self.chat_format.render(messages, tools)) if extended is None else extended
+        )
         room = self.engine.context_length - len(prompt_ids)
         if room < 1:
             raise ContextFull(
@@ -141,13 +149,15 @@ class TokenPolicy:
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         try:
             completion = await self.engine.generate(prompt_ids, sampling)
+        except ContextOverflow as error:  # a server's context may be smaller than it said
+            raise ContextFull(str(error)) from error
         except Exception as error:
             raise Failure("engine", f"{type(error).__name__}: {error}") from error
         _check(completion, sampling)
         return Turn(
             message=self.chat_format.parse(completion.ids),
             parent=None if extended is None else len(history) - 1,
-            prompt_ids=tuple(prompt_ids),
+            prompt_ids=prompt_ids,
             completion_ids=completion.ids,
             logprobs=completion.logprobs,
             sampling=sampling,
@@ -157,16 +167,27 @@ class TokenPolicy:
 
     def _extend(
         self, messages: Sequence[Message], tools: Sequence[ToolSchema], last: Turn
-    ) -> list[int] | None:
+    ) -> tuple[int, ...] | None:
         if last.replaces:
             return None
-        return self.chat_format.extend(
-            last.prompt_ids + last.completion_ids,
+        added = self.chat_format.continuation(
+            last.completion_ids[-1],
             messages[: len(messages) - len(last.observation) - 1],
             last.message,
             last.observation,
             tools,
         )
+        if added is not None:
+            # Once over the ids: there may be a hundred thousand.
+            return last.prompt_ids + (last.completion_ids + tuple(added))
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "the chat template prints earlier turns otherwise than they were sampled: the "
+                "conversation branches there, each time with a prompt that is computed anew "
+                '(count_rewrites counts them; a chat format with history="keep" leaves them alone)'
+            )
+        return None
 
 
 def tool_call(name: str, **arguments: Any) -> str:

@@ -26,14 +26,20 @@ class Recorder:
         self._end = _end_of_whole_lines(self._file.fileno())
         self._file.truncate(self._end)
 
-    def append(self, episode: Episode) -> None:
-        """Write one episode. Raises OSError, saying what is safe, if the disk does not take it."""
+    def append(self, *episodes: Episode) -> None:
+        """Write episodes, all or none; those that were judged together belong together.
+
+        Raises:
+            OSError: the disk does not take them; it says what is safe.
+        """
         # Half a character, which UTF-8 cannot encode, becomes its JSON escape.
-        line = memoryview(episode.to_json().encode("utf-8", "backslashreplace") + b"\n")
+        lines = memoryview(
+            b"".join(e.to_json().encode("utf-8", "backslashreplace") + b"\n" for e in episodes)
+        )
         try:
             written = 0
-            while written < len(line):
-                written += self._file.write(line[written:])
+            while written < len(lines):
+                written += self._file.write(lines[written:])
         except OSError as error:
             self._file.truncate(self._end)
             raise OSError(
@@ -42,7 +48,7 @@ class Recorder:
                 "are safe: make room and resume",
                 str(self.path),
             ) from error
-        self._end += len(line)
+        self._end += len(lines)
 
     def close(self) -> None:
         """Close the file. May be called more than once."""

@@ -91,7 +91,8 @@ def rows_of(episode: Episode, advantage: float) -> list[Row]:
                     f"episode {episode.id} has no token ids: only episodes of a policy that "
                     "reports them (TokenPolicy) can be trained on"
                 )
-            if index in trained:
+            # What a grammar forced was not the policy's choice.
+            if index in trained or turn.sampling.structure is not None:
                 continue
             trained.add(index)
             start, count = len(turn.prompt_ids), len(turn.completion_ids)

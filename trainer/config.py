@@ -46,6 +46,22 @@ class StageConfig(BaseModel):
         default=16384, ge=1, description="most packed tokens in one forward and backward pass"
     )
 
+    engine: Literal["hf", "vllm", "sglang"] = Field(
+        default="hf", description='what samples: "hf" in this process, the others as servers'
+    )
+    engine_urls: list[str] = Field(
+        default_factory=list, description="servers that run already; none: one is started"
+    )
+    engine_python: str | None = Field(
+        default=None, description="interpreter that has the engine installed; none: it is found"
+    )
+    update_mode: Literal["wait", "keep", "abort"] = Field(
+        default="wait", description="generations in progress while a server's weights change"
+    )
+    kv_after_update: Literal["recompute", "keep"] = Field(
+        default="recompute", description="keys that older weights have computed"
+    )
+
     context_length: int = Field(default=512, ge=8, description="most tokens of a conversation")
     max_tokens: int = Field(default=128, ge=1, description="most tokens of one reply")
     max_turns: int = Field(default=8, ge=1, description="most replies of an episode")

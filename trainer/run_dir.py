@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+# The folder of a run for what other processes print.
+LOGS = "logs"
+
+
 class RunDir:
     """Writes one run's files; use it as a context, or call `close`.
 
@@ -106,6 +110,9 @@ def _values(config: StageConfig) -> dict[str, Any]:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise ValueError if `path` exists and holds anything: nothing written is ever lost."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    """Raise ValueError if `path` exists and holds anything: nothing written is ever lost.
+
+    Logs may lie there: those of an engine that was started for the run, or could not be.
+    """
+    if path.exists() and (not path.is_dir() or any(f.name != LOGS for f in path.iterdir())):
         raise ValueError(f"{path} exists already; choose another --out or move it away")

@@ -1,9 +1,10 @@
-"""What a stage works with: a model, its embedded engine and policy, and its environment."""
+"""What a stage works with: a model, where its episodes are played, and its environment."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +13,14 @@ from palestra import envs
 from palestra.rollout.chat_format import ChatFormat
 from palestra.rollout.driver import Limits
 from palestra.rollout.engine_hf import HFEngine
-from palestra.rollout.evaluate import Evaluation, evaluate
-from palestra.rollout.policy import TokenPolicy
-from palestra.rollout.recorder import Recorder
+from palestra.rollout.engine_options import EngineOptions
+from palestra.rollout.evaluate import Evaluation, summarize
+from palestra.rollout.request import RolloutRequest
 from palestra.trainer.config import StageConfig
 from palestra.trainer.load import choose_device, load_policy
+from palestra.trainer.probe import PROBE_TOKENS
+from palestra.trainer.rollouts import EmbeddedRollouts, Rollouts, ServedRollouts
+from palestra.trainer.run_dir import LOGS
 from palestra.trainer.tiny import build_policy
 from palestra.types import Message, Sampling, Task, ToolSchema
 
@@ -26,19 +30,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """A loaded policy that generates with the very weights that are trained."""
+    """A loaded policy, and where it plays with the weights that are trained."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     chat_format: ChatFormat
-    engine: HFEngine
+    rollouts: Rollouts
 
     @staticmethod
     def open(
         config: StageConfig,
         demonstrations: Sequence[tuple[list[Message], list[ToolSchema]]] = (),
     ) -> Session:
-        """Load `config.model`, or make the tiny model from the demonstrations."""
+        """Load `config.model`, or make the tiny model from the demonstrations.
+
+        Raises:
+            ValueError: no such model, or an engine that cannot be started or attached to.
+        """
         tokenizer: PreTrainedTokenizerBase
         if config.model == "tiny":
             if not demonstrations:
@@ -53,44 +61,74 @@ class Session:
             model, tokenizer, chat_format = load_policy(
                 config.model, device=config.device, dtype=config.dtype
             )
+        return Session(
+            model=model,
+            tokenizer=tokenizer,
+            chat_format=chat_format,
+            rollouts=_open_rollouts(config, model, tokenizer, chat_format),
+        )
+
+    async def evaluate(
+        self,
+        config: Any,
+        *,
+        seed: int,
+        tasks: Sequence[Task] | None = None,
+        record_to: Path | None = None,
+    ) -> Evaluation:
+        """Success on held-out tasks: `tasks`, else the first `config.eval_tasks` of the split."""
+        if tasks is None:
+            tasks = tasks_of(config, config.eval_split)[: config.eval_tasks]
+        request = RolloutRequest(
+            env=config.env,
+            env_args=config.env_args,
+            split=config.eval_split,
+            task_ids=tuple(task.id for task in tasks),
+            max_concurrent=config.max_concurrent,
+            limits=limits_of(config),
+            sampling=Sampling(temperature=config.eval_temperature, max_tokens=config.max_tokens),
+            seed=seed,
+            record_to=None if record_to is None else str(record_to),
+        )
+        return summarize([episode async for episode in self.rollouts.play(request)])
+
+    def close(self) -> None:
+        """End what plays the episodes."""
+        self.rollouts.close()
+
+
+def _open_rollouts(
+    config: StageConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_format: ChatFormat,
+) -> Rollouts:
+    if config.engine == "hf":
         engine = HFEngine(
             model,
             stop_ids=chat_format.stop_ids,
             max_slots=config.max_concurrent,
             context_length=config.context_length,
         )
-        return Session(model=model, tokenizer=tokenizer, chat_format=chat_format, engine=engine)
-
-    @property
-    def policy(self) -> TokenPolicy:
-        """The policy that samples from the current weights."""
-        return TokenPolicy(self.engine, self.chat_format)
-
-    async def evaluate(
-        self,
-        config: StageConfig,
-        *,
-        seed: int,
-        tasks: Sequence[Task] | None = None,
-        recorder: Recorder | None = None,
-    ) -> Evaluation:
-        """Success on held-out tasks: `tasks`, else the first `config.eval_tasks` of the split."""
-        if tasks is None:
-            tasks = tasks_of(config, config.eval_split)[: config.eval_tasks]
-        return await evaluate(
-            make_env(config, config.eval_split),
-            tasks,
-            self.policy,
-            max_concurrent=config.max_concurrent,
-            limits=limits_of(config),
-            sampling=Sampling(temperature=config.eval_temperature, max_tokens=config.max_tokens),
-            seed=seed,
-            recorder=recorder,
+        return EmbeddedRollouts(engine, chat_format)
+    if config.context_length <= PROBE_TOKENS:
+        raise ValueError(
+            f"a served engine needs a context_length above {PROBE_TOKENS}, the length of the text "
+            f"that is scored after each update, got {config.context_length}"
         )
-
-    def close(self) -> None:
-        """Stop the engine."""
-        self.engine.close()
+    options = EngineOptions(
+        kind=config.engine,
+        model=config.model,
+        context_length=config.context_length,
+        max_concurrent=config.max_concurrent,
+        dtype=config.dtype,
+        urls=tuple(config.engine_urls),
+        python=config.engine_python,
+        update_mode=config.update_mode,
+        kv_after_update=config.kv_after_update,
+        log_folder=str(config.out / LOGS),
+    )
+    return ServedRollouts(options, model, tokenizer, chat_format)
 
 
 def limits_of(config: StageConfig) -> Limits:
@@ -98,14 +136,9 @@ def limits_of(config: StageConfig) -> Limits:
     return Limits(max_turns=config.max_turns)
 
 
-def make_env(config: Any, split: str) -> Callable[[], envs.Env]:
-    """A function that makes the configured environment with its tasks of `split`."""
-    return lambda: envs.make(config.env, split=split, **config.env_args)
-
-
 def tasks_of(config: Any, split: str) -> Sequence[Task]:
     """The tasks of the configured environment."""
-    env = make_env(config, split)()
+    env = envs.make(config.env, split=split, **config.env_args)
     try:
         tasks: Sequence[Task] | None = getattr(env, "tasks", None)
     finally:

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from palestra.rollout.driver import rollout
 from palestra.rollout.evaluate import Evaluation
-from palestra.rollout.recorder import Recorder
+from palestra.rollout.request import RolloutRequest
 from palestra.trainer.advantages import group_relative
 from palestra.trainer.batch import Batch, Row, micro_batches, pack, rows_of
 from palestra.trainer.config import RLConfig
@@ -30,7 +29,7 @@ from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.losses import clipped_policy_loss, kl_to_reference
 from palestra.trainer.optimizer import Optimizer
 from palestra.trainer.run_dir import RunDir, refuse_existing
-from palestra.trainer.session import Session, limits_of, make_env, tasks_of
+from palestra.trainer.session import Session, limits_of, tasks_of
 from palestra.trainer.transcripts import write_transcripts
 from palestra.types import Episode, Outcome, Sampling, Task
 
@@ -101,9 +100,12 @@ async def _train(
         metrics["learning_rate"] = optimizer.learning_rate
         if rows:
             metrics |= _update(session.model, reference, optimizer, rows, config, step)
-            await session.engine.update_weights(step)
+        trained = time.perf_counter()
+        if rows:
+            await session.rollouts.publish(step)
         metrics["seconds_sample"] = sampled - started
-        metrics["seconds_train"] = time.perf_counter() - sampled
+        metrics["seconds_train"] = trained - sampled
+        metrics["seconds_publish"] = time.perf_counter() - trained
         if step % config.eval_every == 0 or step == config.steps:
             evaluation = await session.evaluate(config, seed=config.seed)
             metrics["heldout"] = evaluation.mean
@@ -138,20 +140,21 @@ async def _sample_groups(
     config: RLConfig, session: Session, tasks: Sequence[Task], run: RunDir, step: int
 ) -> list[Group]:
     """`group_size` attempts at each of the tasks, all recorded."""
+    request = RolloutRequest(
+        env=config.env,
+        env_args=config.env_args,
+        split=config.split,
+        task_ids=tuple(task.id for task in tasks),
+        n_per_task=config.group_size,
+        max_concurrent=config.max_concurrent,
+        limits=limits_of(config),
+        sampling=Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
+        seed=random.Random(f"{config.seed}-{step}-sample").getrandbits(48),
+        record_to=str(run.path / "episodes" / f"step_{step:05d}.jsonl"),
+    )
     groups: dict[str, Group] = {}
-    with Recorder(run.path / "episodes" / f"step_{step:05d}.jsonl") as recorder:
-        async for episode in rollout(
-            make_env(config, config.split),
-            tasks,
-            session.policy,
-            n_per_task=config.group_size,
-            max_concurrent=config.max_concurrent,
-            limits=limits_of(config),
-            sampling=Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
-            seed=random.Random(f"{config.seed}-{step}-sample").getrandbits(48),
-            recorder=recorder,
-        ):
-            groups.setdefault(episode.task.id, []).append(episode)
+    async for episode in session.rollouts.play(request):
+        groups.setdefault(episode.task.id, []).append(episode)
     # In task and attempt order, whichever finished first: the same seed trains the same batch.
     return [
         sorted(groups[task_id], key=lambda e: (e.sample, e.attempt)) for task_id in sorted(groups)

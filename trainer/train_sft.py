@@ -82,7 +82,7 @@ async def _train(
         metrics["seconds"] = time.perf_counter() - started
         is_worth_it = config.eval_below_loss is None or metrics["loss"] < config.eval_below_loss
         if config.env is not None and is_worth_it and step % config.eval_every == 0:
-            await session.engine.update_weights(step)
+            await session.rollouts.publish(step)
             evaluation = await session.evaluate(config, seed=config.seed)
             metrics["success"] = evaluation.mean
         run.log("sft", step, metrics)

@@ -95,6 +95,22 @@ def test_an_unknown_id_is_answered_with_the_nearest() -> None:
         assert "\n" not in str(error.value)
 
 
+def test_an_id_may_name_the_module_that_registers_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_sums.py").write_text(
+        "from palestra import register\n"
+        "register('mine/Sum-v0', 'palestra.envs:ToolEnv', tasks=[{'prompt': '1', 'answer': '1'}],\n"
+        "         verifier=lambda answer: 1.0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="unknown environment"):
+        palestra.make("mine/Sum-v0")
+    assert type(palestra.make("my_sums:mine/Sum-v0")) is ToolEnv
+    with pytest.raises(ValueError, match=r"No module named 'my_summs': is it installed"):
+        palestra.make("my_summs:mine/Sum-v0")
+
+
 @pytest.mark.parametrize("id", ["", "a/b/c-v0", "Add v0", "Add-v0:x"])
 def test_a_malformed_id_is_refused(id: str) -> None:
     with pytest.raises(ValueError, match=r"malformed environment id .*: write Name-v0 or"):

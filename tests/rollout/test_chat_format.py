@@ -327,11 +327,24 @@ def without_empty_thinking(name: str, completion: list[int]) -> list[int]:
 def test_prompt_completion_and_extension_are_the_full_rendering(
     name: str, data: st.DataObject
 ) -> None:
+    check_a_conversation(name, data, data.draw(st.integers(1, 3)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@property_test(4)
+@given(data=st.data())
+def test_so_they_are_in_long_conversations_of_which_a_part_is_rendered(
+    name: str, data: st.DataObject
+) -> None:
+    check_a_conversation(name, data, 12)
+
+
+def check_a_conversation(name: str, data: st.DataObject, turns: int) -> None:
     chat = chat_of(name)
     tools = data.draw(toolsets)
     messages = data.draw(prompts())
     prompt = chat.render(messages, tools)
-    for _ in range(data.draw(st.integers(1, 3))):
+    for _ in range(turns):
         completion, reply = as_the_model_says_it(chat, messages, data.draw(replies()), tools)
         if data.draw(st.booleans()):
             completion = without_empty_thinking(name, completion)

@@ -296,7 +296,7 @@ def test_a_full_context_is_scored_unless_the_task_itself_never_fitted() -> None:
 
     full_at = 1
     episode = play(Answers(respond))
-    assert (episode.outcome, episode.stop_reason) == ("scored", "token_budget")
+    assert (episode.outcome, episode.stop_reason) == ("scored", "context")
     full_at = 0
     episode = play(Answers(respond))
     assert (episode.outcome, episode.cause) == ("failed", "prompt_too_long")
@@ -548,10 +548,10 @@ def test_leaving_the_loop_cancels_what_is_in_progress() -> None:
 
 def test_a_recorder_that_cannot_write_ends_the_rollout_with_its_own_error(tmp_path: Path) -> None:
     class FullDisk(Recorder):
-        def append(self, episode: Episode) -> None:
-            if episode.task.id == "sum-3":
+        def append(self, *episodes: Episode) -> None:
+            if episodes[0].task.id == "sum-3":
                 raise OSError("No space left on device")
-            super().append(episode)
+            super().append(*episodes)
 
     async def play(recorder: Recorder) -> None:
         with pytest.raises(OSError, match="No space left on device"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,16 +19,20 @@ from palestra.envs.arithmetic import ArithmeticEnv, arithmetic_tasks
 from palestra.rollout import (
     ChatFormat,
     ContextFull,
+    Limits,
     OraclePolicy,
     Policy,
     RandomPolicy,
     ScriptedPolicy,
     TokenPolicy,
+    count_rewrites,
     run_episode,
     tool_call,
 )
+from palestra.rollout.engine_errors import ContextOverflow
 from palestra.rollout.evaluate import evaluate
 from palestra.tools import parse_reply, tool
+from palestra.trainer.batch import rows_of
 from palestra.trainer.tiny import CHAT_TEMPLATE, train_tokenizer
 from palestra.types import (
     Completion,
@@ -163,8 +168,13 @@ class SpeakingEngine:
             stop_reason="stop" if len(cut) == len(ids) else "length",
         )
 
+    async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        return (-0.5,) * (len(token_ids) - 1)
+
     async def update_weights(self, version: int, *args: Any, **kwargs: Any) -> None:
         self.version = version
+
+    async def aclose(self) -> None: ...
 
 
 @cache
@@ -194,15 +204,40 @@ def test_each_prompt_is_the_ids_before_it_and_what_the_environment_added() -> No
     assert third.sampling == engine.asked[2][1]
 
 
-def test_a_template_that_rewrites_history_starts_a_new_root() -> None:
+def sampled_tokens(episode: Episode) -> list[tuple[int, float]]:
+    return sorted(
+        pair
+        for turn in episode.turns
+        for pair in zip(turn.completion_ids, turn.logprobs, strict=True)
+    )
+
+
+def trained_tokens(episode: Episode) -> list[tuple[int, float]]:
+    """The tokens that train, of all rows, each with the log-probability it was sampled with."""
+    pairs: list[tuple[int, float]] = []
+    for row in rows_of(episode, 1.0):
+        ids = [token for token, trains in zip(row.token_ids, row.loss_mask, strict=True) if trains]
+        pairs += zip(ids, row.sampled_logprobs, strict=True)
+    return sorted(pairs)
+
+
+def test_a_template_that_rewrites_history_starts_a_new_root(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     forgets = CHAT_TEMPLATE.replace(
         "{%- if message.reasoning_content -%}",
         "{%- if message.reasoning_content and loop.last -%}",
     )
     script = ["<think>ten and twenty</think>" + SCRIPT[0], *SCRIPT[1:]]
     engine = SpeakingEngine(chat_format(forgets), script)
-    episode = play(TokenPolicy(engine, chat_format(forgets)))
+    policy = TokenPolicy(engine, chat_format(forgets))
+    with caplog.at_level(logging.WARNING):
+        episode = play(policy)
+        engine.asked.clear()
+        assert count_rewrites(play(policy)) == 1
     assert [turn.parent for turn in episode.turns] == [None, None, 1]
+    assert sum("otherwise than they were sampled" in text for text in caplog.messages) == 1
+    assert trained_tokens(episode) == sampled_tokens(episode)
     assert episode.turns[0].message["reasoning_content"] == "ten and twenty"
     assert list(episode.turns[1].prompt_ids) == chat_format(forgets).render(
         episode.messages[:3], episode.tools
@@ -219,6 +254,98 @@ def test_a_reply_gets_the_room_that_the_context_leaves() -> None:
     full = SpeakingEngine(chat_format(), ["a"], len(prompt))
     with pytest.raises(ContextFull, match=f"the prompt has {len(prompt)} tokens"):
         respond(TokenPolicy(full, chat_format()))
+
+
+@pytest.mark.parametrize(
+    ("context", "limits", "max_tokens", "stop_reason"),
+    [
+        (3, Limits(), 512, "context"),  # the reply finds no end before the context's
+        (3, Limits(max_total_tokens=2), 512, "token_budget"),
+        (9, Limits(max_total_tokens=3), 4, "token_budget"),
+        (9, Limits(max_total_tokens=8), 4, "length"),
+        (2, Limits(max_total_tokens=8), 4, "context"),
+    ],
+)
+def test_what_cut_a_reply_short_is_told_apart(
+    context: int, limits: Limits, max_tokens: int, stop_reason: str
+) -> None:
+    env = ToolEnv(tasks=[TASK], verifier=number)
+    prompt = chat_format().render(TASK.messages)
+    policy = TokenPolicy(
+        SpeakingEngine(chat_format(), ["a long answer indeed"], len(prompt) + context),
+        chat_format(),
+    )
+    episode = asyncio.run(
+        run_episode(env, policy, TASK, limits=limits, sampling=Sampling(max_tokens=max_tokens))
+    )
+    assert (episode.outcome, episode.stop_reason) == ("scored", stop_reason)
+    assert episode.turns[-1].truncated
+
+
+def test_a_conversation_that_outgrows_the_context_is_scored_as_it_stands() -> None:
+    whole = play(TokenPolicy(SpeakingEngine(chat_format(), SCRIPT), chat_format()))
+    full = len(whole.turns[2].prompt_ids)
+    engine = SpeakingEngine(chat_format(), SCRIPT, context_length=full)
+    episode = play(TokenPolicy(engine, chat_format()))
+    assert (episode.outcome, episode.stop_reason) == ("scored", "context")
+    assert (len(episode.turns), episode.reward) == (2, 0.0)
+
+
+def test_a_server_that_has_less_context_than_it_said_ends_the_episode_alike() -> None:
+    policy = TokenPolicy(AnsweringEngine(ContextOverflow("at most 512 tokens")), chat_format())
+    with pytest.raises(ContextFull, match="at most 512 tokens"):
+        respond(policy)
+
+
+class Compacting(ToolEnv):
+    """After the second turn, only a summary is left of the conversation."""
+
+    async def astep(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = await super().astep(action)
+        if self._turns_left == self.max_turns - 2:
+            summary = {"role": "user", "content": "So far: 17 + 25 was split up. Go on."}
+            return (summary,), reward, terminated, truncated, {**info, "replaces": True}
+        return observation, reward, terminated, truncated, info
+
+
+class Forgetful(TokenPolicy):
+    """Sees only the question and the last two messages: it compacts by itself."""
+
+    async def respond(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema],
+        *,
+        history: Sequence[Turn] = (),
+        task: Task,
+        sampling: Sampling,
+    ) -> Turn:
+        if len(messages) > 3:
+            messages, history = (messages[0], *messages[-2:]), ()
+        return await super().respond(messages, tools, history=history, task=task, sampling=sampling)
+
+
+def test_a_compacted_conversation_branches_and_each_token_trains_once() -> None:
+    script = [*SCRIPT[:2], tool_call("add", a=12, b=30), "42"]
+    policy = TokenPolicy(SpeakingEngine(chat_format(), script), chat_format())
+    env = Compacting(tasks=[TASK], tools=[add], verifier=number)
+    episode = asyncio.run(run_episode(env, policy, TASK))
+    assert (episode.outcome, episode.reward) == ("scored", 1.0)
+    assert [turn.parent for turn in episode.turns] == [None, 0, None, 2]
+    assert list(episode.turns[2].prompt_ids) == chat_format().render(
+        episode.turns[1].observation, episode.tools
+    )
+    assert count_rewrites(episode) == 0  # it was asked for
+    assert len(rows_of(episode, 1.0)) == 2
+    assert trained_tokens(episode) == sampled_tokens(episode)
+
+
+def test_a_policy_that_compacts_branches_too() -> None:
+    policy = Forgetful(SpeakingEngine(chat_format(), SCRIPT), chat_format())
+    episode = play(policy)
+    assert (episode.outcome, episode.reward) == ("scored", 1.0)
+    assert [turn.parent for turn in episode.turns] == [None, 0, None]
+    assert trained_tokens(episode) == sampled_tokens(episode)
 
 
 def test_a_call_cut_by_its_length_is_counted_as_cut() -> None:
@@ -244,7 +371,12 @@ class AnsweringEngine:
             raise self._answer
         return self._answer
 
+    async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        return (-0.5,) * (len(token_ids) - 1)
+
     async def update_weights(self, version: int, *args: Any, **kwargs: Any) -> None: ...
+
+    async def aclose(self) -> None: ...
 
 
 GOOD = Completion(ids=(5, 6), logprobs=(-1.0, -2.0), stop_reason="stop")

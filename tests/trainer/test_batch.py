@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from palestra.trainer.batch import Row, micro_batches, pack, rows_of
-from palestra.types import Episode, Outcome, Sampling, Task, Turn
+from palestra.types import Episode, Outcome, Sampling, Structure, Task, Turn
 
 
 def turn(prompt: list[int], completion: list[int], parent: int | None = None) -> Turn:
@@ -72,6 +74,14 @@ def test_an_episode_without_token_ids_cannot_be_trained_on() -> None:
     scripted = Turn(message={"role": "assistant", "content": "42"})
     with pytest.raises(ValueError, match="no token ids"):
         rows_of(episode(scripted), advantage=1.0)
+
+
+def test_what_a_grammar_forced_does_not_train() -> None:
+    forced = Sampling(structure=Structure(choice=("yes", "no")))
+    free = turn([1, 2, 3, 4], [5], parent=0)
+    [only] = rows_of(episode(replace(turn([1], [2, 3]), sampling=forced), free), advantage=1.0)
+    assert only.loss_mask == (False, False, False, False, True)
+    assert only.sampled_logprobs == (-5.0,)
 
 
 def test_packing_lays_rows_end_to_end_and_points_at_the_trained_tokens() -> None:

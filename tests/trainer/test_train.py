@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from palestra import envs
 from palestra.rollout.driver import run_episode
+from palestra.rollout.policy import TokenPolicy
 from palestra.rollout.recorder import read_episodes
 from palestra.trainer import train_rl, train_sft
 from palestra.trainer.batch import Row, pack, rows_of
@@ -18,7 +20,8 @@ from palestra.trainer.config import RLConfig, SFTConfig
 from palestra.trainer.demonstrations import demonstration_rows, read_demonstrations
 from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.optimizer import Optimizer
-from palestra.trainer.session import Session, make_env, tasks_of
+from palestra.trainer.rollouts import EmbeddedRollouts
+from palestra.trainer.session import Session, tasks_of
 from palestra.types import Episode, Sampling
 from palestra.verifiers.context import last_reply
 
@@ -52,12 +55,6 @@ def rl_config(out: Path, model: Path, **settings: object) -> RLConfig:
         "log_kl": True,
     }
     return RLConfig.model_validate({"out": out, "model": str(model), **defaults, **settings})
-
-
-@pytest.fixture(scope="module")
-def imitator(tmp_path_factory: pytest.TempPathFactory, demonstrations: Path) -> Path:
-    out = tmp_path_factory.mktemp("sft") / "run"
-    return train_sft.train(sft_config(out, demonstrations)).checkpoint
 
 
 def metrics_of(run: Path) -> list[dict[str, object]]:
@@ -171,15 +168,20 @@ def test_rl_raises_the_probability_of_what_was_rewarded(tmp_path: Path, imitator
     assert sum(rewards[-2:]) / 2 > rewards[0] + 0.1
 
 
+def policy_of(session: Session) -> TokenPolicy:
+    assert isinstance(session.rollouts, EmbeddedRollouts)
+    return session.rollouts.policy
+
+
 def first_replies(config: RLConfig, count: int) -> list[str]:
     session = Session.open(config)
     [task] = tasks_of(config, "train")[:1]
-    env = make_env(config, "train")()
+    env = envs.make(config.env, split="train", **config.env_args)
     sampling = Sampling(max_tokens=config.max_tokens)
     return [
         last_reply(
             asyncio.run(
-                run_episode(env, session.policy, task, sampling=sampling, sample=sample)
+                run_episode(env, policy_of(session), task, sampling=sampling, sample=sample)
             ).messages
         )
         for sample in range(count)
@@ -190,11 +192,13 @@ def test_the_engine_and_the_trainer_agree_on_every_sampled_token(imitator: Path)
     session = Session.open(rl_config(Path("unused"), imitator))
     config = rl_config(Path("unused"), imitator)
     [task] = tasks_of(config, "train")[:1]
-    env = make_env(config, "train")()
+    env = envs.make(config.env, split="train", **config.env_args)
     checked = 0
     for sample in range(12):
         episode = asyncio.run(
-            run_episode(env, session.policy, task, sampling=Sampling(max_tokens=16), sample=sample)
+            run_episode(
+                env, policy_of(session), task, sampling=Sampling(max_tokens=16), sample=sample
+            )
         )
         for row in rows_of(episode, 1.0):
             with torch.no_grad():
@@ -283,11 +287,13 @@ def test_a_step_reports_the_policy_that_sampled_however_many_updates_follow(
 
 def sampled_groups(config: RLConfig) -> list[list[Episode]]:
     session = Session.open(config)
-    env = make_env(config, "train")()
+    env = envs.make(config.env, split="train", **config.env_args)
     sampling = Sampling(max_tokens=config.max_tokens)
     return [
         [
-            asyncio.run(run_episode(env, session.policy, task, sampling=sampling, sample=sample))
+            asyncio.run(
+                run_episode(env, policy_of(session), task, sampling=sampling, sample=sample)
+            )
             for sample in range(4)
         ]
         for task in tasks_of(config, "train")[:2]

@@ -42,33 +42,55 @@ _LIST_BYTES = MAX_ENTRIES * 255 * 6
 _KINDS = {"-": "file", "d": "folder", "l": "link"}
 
 
+def environment_in(home: str) -> dict[str, str]:
+    """The variables of every sandbox, whatever its specification adds."""
+    return {
+        "HOME": home,
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "TERM": "dumb",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
 @cache
-def bundle(name: str) -> str:
+def bundle(name: str, *, dense_after: tuple[str, ...] = ()) -> str:
     """A module of this folder with those that it imports, for an interpreter without palestra.
 
-    Running the text defines the module's `main`, and does not call it.
+    Running the text defines the module's `main`, and does not call it. With `dense_after` the
+    modules lie close together in memory, after those of the standard library and these.
     """
     wanted, loader = f"{__package__}.{name}", f"{__package__}.guest.loader"
     sources: dict[str, str] = {}
-    _collect(wanted, sources)
-    _collect(loader, sources)
+    others: dict[str, None] = {}
+    _collect(wanted, sources, others)
+    _collect(loader, sources, others)
+    load = f"load({wanted!r})"
+    if dense_after:
+        load = f"load_densely({wanted!r}, {[*others, *dense_after]!r})"
     return (
         f"names = {{}}\nsources = {sources!r}\n"
         f"exec(sources[{loader!r}], names)\n"
-        f"main = names['Loader'](sources).load({wanted!r}).main\n"
+        f"main = names['Loader'](sources).{load}.main\n"
     )
 
 
-def _collect(module: str, sources: dict[str, str]) -> None:
-    """Add a module's source, and those of its imports within this folder."""
+def _collect(module: str, sources: dict[str, str], others: dict[str, None]) -> None:
+    """Add a module's source and those of its imports within this folder; name the others."""
     path = Path(__file__).parent / f"{module[len(__package__) + 1 :].replace('.', '/')}.py"
     if module in sources or not path.exists():  # a name in a module, or a package
         return
     sources[module] = path.read_text(encoding="utf-8")
     for node in ast.walk(ast.parse(sources[module])):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(__package__):
+        if isinstance(node, ast.Import):
+            others.update(dict.fromkeys(alias.name for alias in node.names))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(__package__):
             for imported in (node.module, *(f"{node.module}.{a.name}" for a in node.names)):
-                _collect(str(imported), sources)
+                _collect(str(imported), sources, others)
+        elif isinstance(node, ast.ImportFrom):
+            others[str(node.module)] = None
 
 
 def guest_source() -> str:
@@ -111,20 +133,9 @@ class GuestSandbox(Sandbox):
     def _settings(self) -> dict[str, Any]:
         """What the guest is told at the beginning; backends add what the kernel cannot hold."""
         limits = self.spec.limits
-        home = self.home
-        environment = {
-            "HOME": home,
-            "PATH": "/usr/local/bin:/usr/bin:/bin",
-            "LANG": "C.UTF-8",
-            "TERM": "dumb",
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            **dict(self.spec.env),
-        }
         return {
-            "home": home,
-            "env": environment,
+            "home": self.home,
+            "env": {**environment_in(self.home), **dict(self.spec.env)},
             "output_bytes": limits.output_bytes,
             "wall_s": limits.wall_s,
             "watched_mb": 0,

@@ -18,6 +18,7 @@ PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SET_NO_NEW_PRIVS = 22, 2, 38
 NUMBERS = {"x86_64": (56, 155, 126), "aarch64": (220, 41, 91)}
 
 libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 SYS_CLONE, SYS_PIVOT_ROOT, SYS_CAPSET = NUMBERS.get(os.uname().machine, (-1, -1, -1))
 
 
@@ -29,10 +30,17 @@ def check(result: int, what: str) -> int:
     return result
 
 
+def mount_arguments(
+    source: str, target: str, kind: str, flags: int, data: str = ""
+) -> tuple[object, ...]:
+    """For `libc.mount`; an empty text is a null pointer."""
+    texts = (text.encode() or None for text in (source, target, kind))
+    return (*texts, ctypes.c_ulong(flags), data.encode() or None)
+
+
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
     """mount(2); an empty text is a null pointer."""
-    arguments = (text.encode() or None for text in (source, target, kind))
-    result = libc.mount(*arguments, ctypes.c_ulong(flags), data.encode() or None)
+    result = libc.mount(*mount_arguments(source, target, kind, flags, data))
     check(result, f"mount {target}")
 
 
@@ -45,14 +53,33 @@ def write_text(path: str, text: str) -> None:
         os.close(fd)
 
 
+def user_map(inside: int, outside_uid: int, outside_gid: int) -> list[tuple[str, str]]:
+    """What to write into which files, to be user and group `inside` of a new user namespace."""
+    return [
+        ("/proc/self/setgroups", "deny"),
+        ("/proc/self/uid_map", f"{inside} {outside_uid} 1"),
+        ("/proc/self/gid_map", f"{inside} {outside_gid} 1"),
+    ]
+
+
 def map_user(inside: int, outside_uid: int, outside_gid: int) -> None:
     """Be user and group `inside` of the user namespace that was just made."""
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{inside} {outside_uid} 1"),
-        ("gid_map", f"{inside} {outside_gid} 1"),
-    ):
-        write_text(f"/proc/self/{name}", text)
+    for path, text in user_map(inside, outside_uid, outside_gid):
+        write_text(path, text)
+
+
+def filter_address(program: bytes) -> int:
+    """Of a filter, an array of struct sock_filter (see seccomp.py), for prctl(2)."""
+    steps = ctypes.create_string_buffer(program, len(program))
+    header = ctypes.create_string_buffer(
+        struct.pack("HP", len(program) // 8, ctypes.addressof(steps))
+    )
+    _kept.append((steps, header))
+    return ctypes.addressof(header)
+
+
+# What the kernel is given the addresses of.
+_kept: list[object] = []
 
 
 def load_filter(program: bytes) -> None:
@@ -60,11 +87,6 @@ def load_filter(program: bytes) -> None:
 
     `program` is an array of struct sock_filter (see seccomp.py). Raises OSError.
     """
-    prctl = libc.prctl
-    prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-    steps = ctypes.create_string_buffer(program, len(program))
-    header = ctypes.create_string_buffer(
-        struct.pack("HP", len(program) // 8, ctypes.addressof(steps))
-    )
-    check(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    check(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(header), 0, 0), "seccomp")
+    check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    address = filter_address(program)
+    check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, address, 0, 0), "seccomp")

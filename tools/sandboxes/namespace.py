@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
-import base64
+import atexit
 import contextlib
 import json
 import os
@@ -12,25 +12,42 @@ import platform
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Coroutine
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from palestra.tools.sandboxes import control_groups
 from palestra.tools.sandboxes.channel import Channel, SocketChannel
-from palestra.tools.sandboxes.guest_sandbox import Death, GuestSandbox, bundle
+from palestra.tools.sandboxes.guest_sandbox import (
+    WORK_FOLDER,
+    Death,
+    GuestSandbox,
+    bundle,
+    environment_in,
+)
 from palestra.tools.sandboxes.limits import Capabilities, Guarantee
 from palestra.tools.sandboxes.rootfs import MOUNT_POINTS, prepare_rootfs
 from palestra.tools.sandboxes.spec import SandboxSpec
 from palestra.types import Failure
 
+T = TypeVar("T")
+
 START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 10.0
 # The host's user that sandboxes of a host's root belong to: nobody else's.
 DEDICATED_UID = 200_001
 SHM_MB = 16
+# Imported before the first clone, so that all share them: what is small, and has no hooks that run
+# in every process that is forked. More is for `SandboxSpec.preload`.
+WARM = (
+    *("bisect", "collections", "copy", "dataclasses", "datetime", "functools", "heapq"),
+    *("itertools", "json", "math", "operator", "re", "string", "textwrap", "typing"),
+)
 _PYTHONS = ("/usr/local/bin/python3", "/usr/bin/python3")
 
 
@@ -77,11 +94,11 @@ class NamespaceSandbox(GuestSandbox):
     async def _launch(self) -> Channel:
         if self.spec.limits.network:
             raise Failure("sandbox:namespace", "it has no network: Limits(network=()) or another")
-        return await asyncio.to_thread(self._clone)
-
-    def _clone(self) -> Channel:
         limits = self.spec.limits
-        zygote = self._zygote = zygote_for(self.spec)
+        zygote = running_zygote(self.spec)
+        if zygote is None:
+            zygote = await asyncio.to_thread(zygote_for, self.spec)
+        self._zygote = zygote
         request = {
             "op": "spawn",
             "disk_mb": limits.disk_mb,
@@ -90,15 +107,22 @@ class NamespaceSandbox(GuestSandbox):
             "processes": limits.processes,
         }
         ours, theirs = socket.socketpair()
-        with theirs, contextlib.ExitStack() as undo:
-            undo.callback(ours.close)
-            self._pid, self._pidfd = zygote.spawn(request, theirs)
+        channel = SocketChannel(ours)
+        with contextlib.ExitStack() as undo:
+            undo.callback(channel.close)
+            with theirs:
+                await zygote.ask_for_clone(request, theirs)
+            self._pid, self._pidfd = await receive_clone(ours)
             if zygote.groups is not None:
-                files_mb = limits.disk_mb + min(SHM_MB, limits.disk_mb)
-                self._group = zygote.groups.make(limits, files_mb=files_mb)
-                self._group.add(_host_pid(self._pidfd))
+                await _to_its_end(asyncio.to_thread(self._join_group, zygote.groups))
             undo.pop_all()
-        return SocketChannel(ours)
+        return channel
+
+    def _join_group(self, groups: control_groups.GroupFolder) -> None:
+        limits = self.spec.limits
+        files_mb = limits.disk_mb + min(SHM_MB, limits.disk_mb)
+        self._group = groups.make(limits, files_mb=files_mb)
+        self._group.add(_host_pid(self._pidfd))
 
     def _settings(self) -> dict[str, Any]:
         settings = super()._settings()
@@ -107,23 +131,24 @@ class NamespaceSandbox(GuestSandbox):
         return settings
 
     async def _terminate(self) -> None:
-        if self._pidfd >= 0:
-            await asyncio.to_thread(self._kill_tree)
-
-    def _kill_tree(self) -> None:
+        if self._pidfd < 0:
+            return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         # It ends when everything in its namespace has ended.
-        select.select([self._pidfd], [], [], 10)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(readable(self._pidfd), END_TIMEOUT_S)
         os.close(self._pidfd)
         if self._group is not None:
-            self._group.remove()
+            await asyncio.to_thread(self._group.remove)
 
     async def _find_cause(self) -> Death:
         return await asyncio.to_thread(self._ask_zygote)
 
     def _ask_zygote(self) -> Death:
-        select.select([self._pidfd], [], [], 1)
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        poll.poll(1000)
         if self._group is not None and self._group.memory_kills():
             return Death(own=True, how="it ran out of memory")
         assert self._zygote is not None
@@ -154,7 +179,7 @@ class ZygoteProcess:
             "rootfs": str(rootfs),
             "uid": _dedicated_uid() if os.getuid() == 0 else None,
             "python": python,
-            "source": bundle("zygote") + "import sys\nmain(int(sys.argv[1]))\n",
+            "source": bundle("zygote", dense_after=WARM) + "import sys\nmain(int(sys.argv[1]))\n",
             "groups": [str(path) for path in self.groups.paths] if self.groups else [],
         }
         with theirs:
@@ -171,8 +196,11 @@ class ZygoteProcess:
         with contextlib.suppress(BrokenPipeError):
             self._warden.stdin.write(json.dumps(settings).encode() + b"\n")
             self._warden.stdin.close()
-        seccomp = base64.b64encode(filter_program()).decode()
-        first = {"preload": list(preload), "seccomp": seccomp}
+        first = {
+            "preload": list(preload),
+            "seccomp": filter_program().hex(),
+            "env": environment_in(WORK_FOLDER),
+        }
         try:
             self._control.settimeout(START_TIMEOUT_S)
             self._control.send(json.dumps(first).encode())
@@ -186,18 +214,29 @@ class ZygoteProcess:
                 f"its zygote did not start: {said.splitlines()[-1] if said else 'no word from it'}",
             )
 
-    def spawn(self, request: dict[str, Any], theirs: socket.socket) -> tuple[int, int]:
-        """Clone a sandbox that serves this socket: (its pid in the zygote's eyes, its pidfd)."""
+    async def ask_for_clone(self, request: dict[str, Any], theirs: socket.socket) -> None:
+        """Have a sandbox cloned that serves this socket, whose other end is told of it first."""
+        message = [json.dumps(request).encode()]
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
-        answer, fds = self._ask(request, rights)
-        if not fds:
-            raise Failure("sandbox:namespace", str(answer.get("error"))[:300])
-        return int(answer["pid"]), fds[0]
+        try:
+            try:
+                self._control.sendmsg(message, rights, socket.MSG_DONTWAIT)
+            except BlockingIOError:  # few requests fit into the queue
+                await _to_its_end(asyncio.to_thread(self._control.sendmsg, message, rights))
+        except OSError as error:
+            raise Failure("sandbox:namespace", f"its zygote is gone: {error}") from None
 
     def status(self, pid: int) -> int | None:
         """How a clone has ended: its exit status, negative for a signal; None if it has not."""
-        answer, _ = self._ask({"op": "status", "pid": pid}, [])
-        status = answer["status"]
+        with self._lock:
+            try:
+                self._control.send(json.dumps({"op": "status", "pid": pid}).encode())
+                data = self._control.recv(1 << 16)
+            except OSError as error:
+                raise Failure("sandbox:namespace", f"its zygote is gone: {error}") from None
+        if not data:
+            raise Failure("sandbox:namespace", "its zygote is gone")
+        status = json.loads(data)["status"]
         return None if status is None else int(status)
 
     @property
@@ -229,21 +268,59 @@ class ZygoteProcess:
         self._warden.stderr.close()
         self._warden.returncode = 0
 
-    def _ask(self, request: dict[str, Any], rights: list[Any]) -> tuple[dict[str, Any], list[int]]:
-        with self._lock:
-            try:
-                self._control.sendmsg([json.dumps(request).encode()], rights)
-                data, ancillary, _, _ = self._control.recvmsg(1 << 16, socket.CMSG_SPACE(4))
-            except OSError as error:
-                raise Failure("sandbox:namespace", f"its zygote is gone: {error}") from None
-        if not data:
-            raise Failure("sandbox:namespace", "its zygote is gone")
-        fds = array.array("i", b"".join(item[2] for item in ancillary))
-        return json.loads(data), list(fds)
+
+async def readable(fd: int) -> None:
+    """Wait until there is something to read, or its end."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
+async def receive_clone(connection: socket.socket) -> tuple[int, int]:
+    """What the zygote tells of a clone: its pid in the zygote's eyes, and its pidfd."""
+    await readable(connection.fileno())
+    try:
+        data, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(4))
+    except OSError as error:
+        raise Failure("sandbox:namespace", f"its zygote is gone: {error}") from None
+    if len(data) < 4:
+        raise Failure("sandbox:namespace", "its zygote is gone")
+    (pid,) = struct.unpack("i", data)
+    if pid < 0:
+        raise Failure("sandbox:namespace", f"clone: {os.strerror(-pid)}")
+    ((_, _, rights),) = ancillary
+    return pid, struct.unpack("i", rights)[0]
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for what goes on whether or not the waiting is cancelled."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 _zygotes: dict[tuple[Path, tuple[str, ...]], ZygoteProcess] = {}
+_by_spec: dict[tuple[str | None, tuple[str, ...], tuple[str, ...]], ZygoteProcess] = {}
 _zygotes_lock = threading.Lock()
+
+
+def running_zygote(spec: SandboxSpec) -> ZygoteProcess | None:
+    """The zygote that was found before for such a specification, if it lives."""
+    zygote = _by_spec.get(_files_and_modules(spec))
+    return zygote if zygote is not None and zygote.alive else None
+
+
+def _files_and_modules(
+    spec: SandboxSpec,
+) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
+    return (spec.image, spec.packages, spec.preload)
 
 
 def zygote_for(spec: SandboxSpec) -> ZygoteProcess:
@@ -256,6 +333,7 @@ def zygote_for(spec: SandboxSpec) -> ZygoteProcess:
             if zygote is not None:
                 zygote.close()
             zygote = _zygotes[key] = ZygoteProcess(rootfs, spec.preload)
+        _by_spec[_files_and_modules(spec)] = zygote
         return zygote
 
 
@@ -265,6 +343,7 @@ def close_zygotes() -> None:
         for zygote in _zygotes.values():
             zygote.close()
         _zygotes.clear()
+        _by_spec.clear()
 
 
 def _forget_after_fork() -> None:
@@ -273,8 +352,10 @@ def _forget_after_fork() -> None:
     for zygote in _zygotes.values():
         zygote.disown()
     _zygotes.clear()
+    _by_spec.clear()
 
 
+atexit.register(close_zygotes)
 os.register_at_fork(after_in_child=_forget_after_fork)
 
 

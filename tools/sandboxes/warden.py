@@ -93,7 +93,9 @@ def run_zygote(settings: dict[str, Any], control_fd: int) -> None:
         os.lseek(source, 0, os.SEEK_SET)
         os.dup2(source, 0)
         python = settings["python"]
-        os.execve(python, [python, "-I", "-", str(control_fd)], {})
+        # All symbols are found at once, by the zygote, and not one by one by each clone.
+        environment = {"LD_BIND_NOW": "1"}
+        os.execve(python, [python, "-I", "-", str(control_fd)], environment)
     os.close(control_fd)
     os.waitpid(child, 0)
 

@@ -11,18 +11,30 @@ import select
 import signal
 import time
 
+from palestra.tools.sandboxes.guest.signals import (
+    CHILD_ENDED,
+    DEFAULT,
+    do_nothing,
+    set_handler,
+)
+
 
 class Children:
     """Tells the ends of processes, through `ended_fd` too."""
 
     def __init__(self) -> None:
-        # A signal only has to end a wait: a handler that does nothing, and a pipe that tells.
-        self.ended_fd, self._told_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(self._told_fd, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self.ended_fd = self._told_fd = -1
         self._running: set[int] = set()
         self._statuses: dict[int, int] = {}
         self._groups: set[int] = set()  # some may hold others than the process that founded them
+
+    def watch(self) -> None:
+        """Begin to be told."""
+        # A signal only has to end a wait: a handler that does nothing, and a pipe that tells.
+        self.ended_fd, self._told_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._told_fd, warn_on_full_buffer=False)
+        set_handler(CHILD_ENDED, do_nothing)
+        self._collect()  # who has ended before
 
     def add(self, pid: int) -> None:
         """A process that was started, the leader of a group of its own."""
@@ -43,6 +55,9 @@ class Children:
         with contextlib.suppress(BlockingIOError):
             while os.read(self.ended_fd, 512):
                 pass
+        self._collect()
+
+    def _collect(self) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -90,10 +105,13 @@ class Children:
 
     def close(self) -> None:
         """In a forked process: no longer be told."""
+        if self.ended_fd < 0:
+            return
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        set_handler(CHILD_ENDED, DEFAULT)
         os.close(self.ended_fd)
         os.close(self._told_fd)
+        self.ended_fd = self._told_fd = -1
 
 
 def kill_group(pid: int) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import select
-import shutil
 import signal
 import time
 
@@ -41,9 +40,7 @@ def start(
     ]
     try:
         os.chdir(folder)
-        program = shutil.which(argv[0], path=environment.get("PATH", os.defpath))
-        if program is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])
+        program = _find(argv[0], environment.get("PATH", os.defpath))
         kill_order.expose()
         pid = os.posix_spawn(
             program,
@@ -66,6 +63,15 @@ def start(
     for fd in (stdin_write, out_read, err_read):
         os.set_blocking(fd, False)
     return Command(pid, stdin_write, out_read, err_read)
+
+
+def _find(name: str, path: str) -> str:
+    """A program, as a shell finds it. `shutil.which`, too, but that imports much else."""
+    candidates = [name] if "/" in name else [f"{folder}/{name}" for folder in path.split(":")]
+    for candidate in candidates:
+        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+            return candidate
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
 
 def attend(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Callable
 from typing import Any
 
 HEADER = struct.Struct(">II")
@@ -17,9 +18,25 @@ class Gone(Exception):
     """The other side has closed the connection, or broken it."""
 
 
+def _encoder() -> Callable[[Any], str]:
+    """`json.dumps`, which makes an encoder each time, of objects from all over the memory."""
+    try:
+        quote = json.encoder.encode_basestring_ascii
+        parts = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+            *(None, None, quote, None, ": ", ", ", False, False, True)
+        )
+    except (AttributeError, TypeError):  # an interpreter that has another
+        return json.dumps
+    return lambda value: "".join(parts(value, 0))
+
+
+_encode = _encoder()
+_decode = json.JSONDecoder().raw_decode
+
+
 def pack(answer: dict[str, Any], payload: bytes = b"") -> bytes:
     """One frame."""
-    text = json.dumps(answer).encode()
+    text = _encode(answer).encode()
     return HEADER.pack(len(text), len(payload)) + text + payload
 
 
@@ -72,12 +89,13 @@ class Frames:
             return None
         object_bytes, payload_bytes = HEADER.unpack_from(self._data)
         body, end = HEADER.size + object_bytes, HEADER.size + object_bytes + payload_bytes
-        text, payload = bytes(self._data[HEADER.size : body]), bytes(self._data[body:end])
+        data, payload = bytes(self._data[HEADER.size : body]), bytes(self._data[body:end])
         del self._data[:end]
         try:
-            answer = json.loads(text)
+            text = data.decode()
+            answer, text_end = _decode(text)
         except (ValueError, RecursionError):
             raise Gone from None
-        if not isinstance(answer, dict):
+        if not isinstance(answer, dict) or text_end != len(text):
             raise Gone
         return answer, payload

@@ -7,87 +7,145 @@ import contextlib
 import io
 import linecache
 import os
-import signal
+import resource
 import sys
 import traceback
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from palestra.tools.sandboxes.guest.frames import Gone, receive, send
+from palestra.tools.sandboxes.guest.frames import Gone, pack, receive
 from palestra.tools.sandboxes.guest.memory import KillOrder
 from palestra.tools.sandboxes.guest.output import cut
 from palestra.tools.sandboxes.guest.protection import set_dumpable
+from palestra.tools.sandboxes.guest.signals import (
+    ALARM,
+    CHILD_ENDED,
+    DEFAULT,
+    INTERRUPT,
+    set_handler,
+)
 from palestra.tools.sandboxes.guest.variables import dump_variables, load_variables
 
+if TYPE_CHECKING:
+    Streams = tuple[io.TextIOWrapper, io.TextIOWrapper, io.TextIOWrapper]
 
-def run_session(
-    control_fd: int, output_fd: int, environment: dict[str, str], home: str, output_bytes: int
-) -> None:
-    """Answer questions until the connection closes."""
-    _set_up_process(output_fd, environment, home)
-    main = types.ModuleType("__main__")
-    sys.modules["__main__"] = main
-    running = False
-    count = 0
 
-    def interrupt(number: int, frame: types.FrameType | None) -> None:
-        if running:  # a late one must not end the session
+def run_session(control_fd: int, output_fd: int, streams: Streams | None) -> None:
+    """Take the settings, then answer questions, until the connection closes.
+
+    `streams` may have been made before, by `open_streams`.
+    """
+    try:
+        interpreter = Interpreter()
+        set_handler(INTERRUPT, interpreter.interrupt)
+        os.setsid()
+        settings, _ = receive(control_fd)
+        set_dumpable(True)
+        _go_first_when_memory_is_short()
+        interpreter.settle(output_fd, settings, streams)
+        while True:
+            question, payload = receive(control_fd)
+            answer = memoryview(interpreter.answer(question, payload))
+            while answer:
+                answer = answer[os.write(control_fd, answer) :]
+    except (Gone, OSError):
+        os._exit(0)
+
+
+def _go_first_when_memory_is_short() -> None:
+    kill_order = KillOrder()
+    kill_order.open()
+    kill_order.expose()
+    kill_order.close()
+
+
+class Interpreter:
+    """What a session consists of, but for its process."""
+
+    def __init__(self) -> None:
+        self.main = types.ModuleType("__main__")
+        self._output_bytes = 0
+        self._running = False
+        self._count = 0
+
+    def settle(
+        self, output_fd: int, settings: dict[str, Any], streams: Streams | None = None
+    ) -> None:
+        """Make the process one that runs a program: its streams, environment and folder.
+
+        `env` is None where the environment is the right one already.
+        """
+        self._output_bytes = settings["output_bytes"]
+        sys.modules["__main__"] = self.main
+        set_limits(settings["rlimits"])
+        set_handler(ALARM, DEFAULT)
+        set_handler(CHILD_ENDED, DEFAULT)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        os.dup2(output_fd, 1)
+        os.dup2(output_fd, 2)
+        os.close(output_fd)
+        if settings["env"] is not None:
+            os.environ.clear()
+            os.environ.update(settings["env"])
+        with contextlib.suppress(OSError):
+            os.chdir(settings["home"])
+        sys.path[:0] = [""]
+        sys.argv = [""]
+        sys.stdin, sys.stdout, sys.stderr = streams or open_streams()
+        sys.__stdin__, sys.__stdout__, sys.__stderr__ = (  # type: ignore[misc]
+            *(sys.stdin, sys.stdout, sys.stderr),
+        )
+
+    def interrupt(self, number: int, frame: types.FrameType | None) -> None:
+        """The handler of SIGINT."""
+        if self._running:  # a late one must not end the session
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, interrupt)
-    while True:
-        try:
-            question, payload = receive(control_fd)
-        except (Gone, OSError):
-            os._exit(0)
+    def answer(self, question: dict[str, Any], payload: bytes) -> bytes:
+        """The frame that answers a question."""
         answer: dict[str, Any] = {}
         value, error, data = "", "", b""
         try:
-            running = True
+            self._running = True
             if question["op"] == "execute":
-                count += 1
-                value, error = execute(payload.decode(), main.__dict__, f"<cell {count}>")
+                self._count += 1
+                name = f"<cell {self._count}>"
+                value, error = execute(payload.decode(), self.main.__dict__, name)
             elif question["op"] == "dump":
-                data, answer["dropped"] = dump_variables(main.__dict__)
+                data, answer["dropped"] = dump_variables(self.main.__dict__)
             else:
-                error = load_variables(payload, main.__dict__)
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(Exception):
-                    stream.flush()
+                error = load_variables(payload, self.main.__dict__)
+            _flush(sys.stdout)
+            _flush(sys.stderr)
         except KeyboardInterrupt:
             error = error or "KeyboardInterrupt"
         finally:
-            running = False
-        value_bytes, answer["value"] = cut(value, output_bytes)
-        error_bytes, answer["error"] = cut(error, output_bytes)
+            self._running = False
+        value_bytes, answer["value"] = cut(value, self._output_bytes)
+        error_bytes, answer["error"] = cut(error, self._output_bytes)
         answer["id"] = question["id"]
-        send(control_fd, answer, value_bytes + error_bytes + data)
+        return pack(answer, value_bytes + error_bytes + data)
 
 
-def _set_up_process(output_fd: int, environment: dict[str, str], home: str) -> None:
-    os.setsid()
-    set_dumpable(True)
-    kill_order = KillOrder()
-    kill_order.expose()
-    kill_order.close()
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    for number in (signal.SIGALRM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(output_fd, 1)
-    os.dup2(output_fd, 2)
-    os.close(output_fd)
-    os.environ.clear()
-    os.environ.update(environment)
-    with contextlib.suppress(OSError):
-        os.chdir(home)
-    sys.path[:0] = [""]
-    sys.argv = [""]
-    sys.stdin = sys.__stdin__ = _text_from(0)  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = _text_to(1)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = _text_to(2)  # type: ignore[misc]
+def _flush(stream: Any) -> None:
+    with contextlib.suppress(Exception):  # whatever the code has put in its place
+        stream.flush()
+
+
+def open_streams() -> Streams:
+    """Standard input, output and error, as text, on what the descriptors 0 to 2 are then."""
+    return _text_from(0), _text_to(1), _text_to(2)
+
+
+def set_limits(limits: dict[str, int]) -> None:
+    """Of this process, by the names that `resource` gives them; never beyond the hard ones."""
+    for name, value in limits.items():
+        kind = getattr(resource, "RLIMIT_" + name)
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
 
 
 def execute(code: str, namespace: dict[str, Any], name: str) -> tuple[str, str]:

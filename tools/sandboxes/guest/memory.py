@@ -9,6 +9,8 @@ import os
 import resource
 import signal
 
+_PAGE_KB = resource.getpagesize() >> 10
+
 
 def pids() -> list[int]:
     """All processes that can be seen."""
@@ -19,13 +21,18 @@ class Census:
     """How many processes there are, counted only when one may have been added."""
 
     def __init__(self) -> None:
+        self._fd = -1
+        self._latest = b""
+        self._count = 0
+
+    def open(self) -> None:
+        """Begin, in the namespace whose processes are to be counted."""
         # Its last number is the latest process identifier of this namespace.
         try:
             self._fd = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._fd = -1
         self._latest = b""
-        self._count = 0
 
     def count(self) -> int:
         """All processes, this one included."""
@@ -40,6 +47,7 @@ class Census:
         """In a forked process."""
         if self._fd >= 0:
             os.close(self._fd)
+        self._fd = -1
 
 
 def enforce_total(limit_mb: int) -> bool:
@@ -64,8 +72,11 @@ def holds_more_than(pids: list[int], limit_mb: int) -> bool:
 
 def _resident_kb(pid: int) -> int:
     try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * (resource.getpagesize() >> 10)
+        fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return int(os.read(fd, 256).split()[1]) * _PAGE_KB
+        finally:
+            os.close(fd)
     except (OSError, IndexError):
         return 0
 
@@ -82,6 +93,11 @@ class KillOrder:
     """Whom the kernel should kill first when memory is short: what this process starts, not it."""
 
     def __init__(self) -> None:
+        self._fd = -1
+        self._usual = b""
+
+    def open(self) -> None:
+        """Begin, for this process."""
         # Opened early: a process that may not be looked into cannot open this later.
         try:
             self._fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)

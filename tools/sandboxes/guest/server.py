@@ -6,48 +6,57 @@ they do to themselves or to each other, this process goes on, unless the kernel 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
-import resource
 import signal
 import sys
-import tarfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palestra.tools.sandboxes.guest import commands, files
 from palestra.tools.sandboxes.guest.children import Children
 from palestra.tools.sandboxes.guest.files import Refused
 from palestra.tools.sandboxes.guest.frames import MAX_PAYLOAD_BYTES, Gone, receive, send
-from palestra.tools.sandboxes.guest.interpreter import run_session
+from palestra.tools.sandboxes.guest.interpreter import run_session, set_limits
 from palestra.tools.sandboxes.guest.memory import Census, KillOrder
 from palestra.tools.sandboxes.guest.output import Output
 from palestra.tools.sandboxes.guest.protection import set_dumpable
 from palestra.tools.sandboxes.guest.session import Session
+from palestra.tools.sandboxes.guest.signals import ALARM, DEFAULT, set_handler
 from palestra.tools.sandboxes.guest.waiting import Waiting
+
+if TYPE_CHECKING:
+    import tarfile
+
+    from palestra.tools.sandboxes.guest.interpreter import Streams
 
 # Beside the texts of an answer: its framing and the notes of what was cut.
 SLACK_BYTES = 1 << 12
 
 
 class Guest:
-    """Serves one connection until it closes."""
+    """Serves one connection until it closes.
 
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        for fd in (read_fd, write_fd):
-            os.set_inheritable(fd, False)
-        self._read_fd, self._write_fd = read_fd, write_fd
+    `environment` is that of this process; `streams` are for the session, if they were made before.
+    """
+
+    def __init__(self, environment: dict[str, str], streams: Streams | None = None) -> None:
+        self._inherited = environment
+        self._streams = streams
+        self._read_fd = self._write_fd = -1
         self._children = Children()
-        self._waiting = Waiting(read_fd, self._children)
+        self._waiting = Waiting(-1, self._children)
         self._kill_order = KillOrder()
         self._census = Census()
         self._session: Session | None = None
         self._session_lost = False
         self._home = "/"
         self._output_bytes = 1 << 18
-        self._environment = dict(os.environ)
+        self._environment = environment
+        self._rlimits: dict[str, int] = {}
         self._operations: dict[str, Callable[[Any, bytes], tuple[dict[str, Any], bytes]]] = {
             "hello": self._hello,
             "ping": lambda request, payload: ({}, b""),
@@ -60,19 +69,50 @@ class Guest:
             "restore": self._restore,
         }
 
+    def connect(self, read_fd: int, write_fd: int) -> None:
+        """Take the connection, which nothing that is started here inherits."""
+        os.set_inheritable(read_fd, False)
+        os.set_inheritable(write_fd, False)
+        self._read_fd, self._write_fd = read_fd, write_fd
+        self._waiting.host_fd = read_fd
+
+    def fork_session(self) -> None:
+        """Have a process ready for the session, which otherwise is forked when the host says hello.
+
+        The less this process has done before, the more of its memory the other shares.
+        """
+        self._session = Session(self._waiting, self._run_session)
+
     def serve_and_end(self) -> None:
         """Answer requests until the host closes the connection, then leave nothing running."""
         try:
+            self.serve()
+        finally:
+            self._end()
+
+    def serve(self) -> None:
+        """Answer requests until the host closes the connection."""
+        try:
+            self._children.watch()
+            self._kill_order.open()
+            self._census.open()
             while True:
                 self._waiting.wait_for_host()
                 request, payload = receive(self._read_fd)
                 send(self._write_fd, *self._answer(request, payload))
-                if request.get("op") == "hello":
+                if self._session is None and request.get("op") == "hello":
                     self._start_session()
         except (Gone, OSError):
             pass
-        finally:
-            self._end()
+
+    def disconnect(self) -> None:
+        """Be as before `connect`, to serve another."""
+        if self._session is not None:
+            self._end_session()
+        self._session_lost = False
+        self._let_go()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        set_handler(ALARM, DEFAULT)
 
     def _end(self) -> None:
         if os.getpid() != 1:  # else the kernel kills the rest of the namespace
@@ -97,25 +137,25 @@ class Guest:
             return {"refused": f"{type(error).__name__}: {error}"}, b""
 
     def _hello(self, request: Any, payload: bytes) -> tuple[dict[str, Any], bytes]:
-        """Settings; the session starts once they are answered."""
+        """Settings, which the session waits for, or starts with once they are answered."""
         self._home = request["home"]
         self._output_bytes = request["output_bytes"]
         self._waiting.watched_mb = request["watched_mb"]
-        self._environment.update(request["env"])
-        for name, value in request["rlimits"].items():
-            kind = getattr(resource, "RLIMIT_" + name)
-            hard = resource.getrlimit(kind)[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (value, value))
+        self._environment = {**self._inherited, **request["env"]}
+        self._rlimits = request["rlimits"]
+        set_limits(self._rlimits)
         if request["protect"]:
             set_dumpable(False)
         # Even as the first process of a namespace, to which signals do nothing by default.
-        signal.signal(signal.SIGALRM, lambda number, frame: self._end())
+        set_handler(ALARM, lambda number, frame: self._end())
         signal.setitimer(signal.ITIMER_REAL, request["wall_s"])
-        os.makedirs(self._home, exist_ok=True)
+        if not os.access(self._home, os.F_OK):
+            os.makedirs(self._home, exist_ok=True)
         os.chdir("/")
         for module in request["preload"]:
             __import__(module)
+        if self._session is not None:
+            self._tell_session(self._session)
         return {"python": sys.version.split()[0], "pid": os.getpid()}, b""
 
     def _run(self, request: Any, payload: bytes) -> tuple[dict[str, Any], bytes]:
@@ -178,6 +218,8 @@ class Guest:
 
     def _snapshot(self, request: Any, payload: bytes) -> tuple[dict[str, Any], bytes]:
         """The home folder as a tar, then the session's variables, pickled."""
+        import tarfile
+
         data = io.BytesIO()
         with tarfile.open(fileobj=data, mode="w") as archive:
             archive.add(self._home, arcname=".", filter=_plain_members)
@@ -191,6 +233,8 @@ class Guest:
 
     def _restore(self, request: Any, payload: bytes) -> tuple[dict[str, Any], bytes]:
         """What `_snapshot` gave, into this sandbox."""
+        import tarfile
+
         files_bytes, variables = payload[: request["files"]], payload[request["files"] :]
         with tarfile.open(fileobj=io.BytesIO(files_bytes)) as archive:
             # In a sandbox of its own it can overwrite nothing but its own files.
@@ -219,17 +263,33 @@ class Guest:
                 return self._session, False
             self._end_session()
         self._session = Session(self._waiting, self._run_session)
+        self._tell_session(self._session)
         lost, self._session_lost = self._session_lost, False
         return self._session, lost
 
+    def _tell_session(self, session: Session) -> None:
+        environment = None if self._environment == self._inherited else self._environment
+        with contextlib.suppress(OSError):  # it has ended: the next call sees that
+            session.tell(
+                {
+                    "env": environment,
+                    "home": self._home,
+                    "output_bytes": self._output_bytes,
+                    "rlimits": self._rlimits,
+                }
+            )
+
     def _run_session(self, control_fd: int, output_fd: int) -> None:
         """In the forked process: nothing of the guest's own stays open."""
+        self._let_go()
+        for fd in {self._read_fd, self._write_fd}:
+            os.close(fd)
+        run_session(control_fd, output_fd, self._streams)
+
+    def _let_go(self) -> None:
         self._children.close()
         self._kill_order.close()
         self._census.close()
-        for fd in {self._read_fd, self._write_fd}:
-            os.close(fd)
-        run_session(control_fd, output_fd, self._environment, self._home, self._output_bytes)
 
     def _end_session(self) -> str:
         """Kill it with its group; how it had ended."""
@@ -275,4 +335,6 @@ def main(read_fd: int, write_fd: int) -> None:
         os.close(nothing)
     for fd in {read_fd, write_fd} - {0, 1, 2}:
         os.close(fd)
-    Guest(*fds).serve_and_end()
+    guest = Guest(dict(os.environ))
+    guest.connect(*fds)
+    guest.serve_and_end()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import os
 import select
 import signal
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +30,8 @@ class Session:
 
     def __init__(self, waiting: Waiting, run: Callable[[int, int], None]) -> None:
         """Fork; the child calls `run(control_fd, output_fd)`, which never returns."""
-        control, theirs = socket.socketpair()
+        # Without the class that `socket` wraps around them.
+        control, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         output_read, output_write = os.pipe2(os.O_CLOEXEC)
         try:
             self.pid = os.fork()
@@ -56,6 +57,13 @@ class Session:
         self._outgoing = memoryview(b"")
         self._count = 0
         waiting.children.add(self.pid)
+
+    def tell(self, settings: dict[str, Any]) -> None:
+        """What it waits for before the first question; see `run_session`."""
+        data = memoryview(pack(settings))
+        while data:
+            select.select([], [self.control_fd], [])
+            data = data[os.write(self.control_fd, data) :]
 
     def ask(
         self,

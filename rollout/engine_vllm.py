@@ -1,0 +1,354 @@
+"""`VLLMEngine`: samples on a vLLM server, token ids in and out, started here or attached to."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from palestra.rollout.engine import Probe
+from palestra.rollout.engine_errors import (
+    BadAnswer,
+    ConnectionLost,
+    ContextOverflow,
+    RequestFailed,
+    UnknownToken,
+    UnsupportedServer,
+)
+from palestra.rollout.server_process import ServerProcess
+from palestra.rollout.server_supervisor import ServerSupervisor
+from palestra.rollout.token_client import TokenClient
+from palestra.rollout.vllm_inspect import (
+    find_endpoint,
+    read_model,
+    read_version,
+    require_processed_logprobs,
+    require_version,
+)
+from palestra.rollout.vllm_launch import vllm_command, vllm_environment
+from palestra.rollout.vllm_wire import (
+    PATHS,
+    Endpoint,
+    generate_body,
+    read_completions,
+    read_scores,
+    score_body,
+)
+from palestra.rollout.weight_update import KvAfterUpdate, UpdateMode, WeightUpdater
+from palestra.types import Completion, Sampling, VersionSpan
+
+
+class VLLMEngine:
+    """Samples on one vLLM server. Made by `attach` or `launch`; belongs to one event loop.
+
+    `model_name` is what requests ask for; `client` sends generations and `control` whatever must
+    not wait behind them. `server` is the process that `launch` started: when it dies, what was in
+    progress raises ServerDied, it is started again in the background and later requests wait.
+    It then serves the weights that it was launched with, and says so in its version spans, unless
+    `after_restart` puts others there.
+    """
+
+    def __init__(
+        self,
+        client: TokenClient,
+        control: TokenClient,
+        *,
+        model_name: str,
+        endpoint: Endpoint,
+        stop_ids: frozenset[int],
+        context_length: int,
+        vocab_size: int | None,
+        version: int,
+        timeout_s: float,
+    ) -> None:
+        self.client = client
+        self.control = control
+        self.model_name = model_name
+        self.endpoint = endpoint
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        self.version = version
+        self.server: ServerProcess | None = None
+        self.weights = WeightUpdater(control, model_name, timeout_s=timeout_s)
+        self.after_restart: Callable[[], Awaitable[None]] | None = self._restore_weights
+        self._first_version = version
+        self._stop_ids = sorted(stop_ids)
+        self._timeout_s = timeout_s
+        self._supervisor: ServerSupervisor | None = None
+        self._temporary: str | None = None
+
+    @staticmethod
+    async def attach(
+        base_url: str,
+        *,
+        stop_ids: frozenset[int],
+        context_length: int | None = None,
+        vocab_size: int | None = None,
+        version: int | None = None,
+        endpoint: Endpoint | None = None,
+        max_concurrent: int = 256,
+        timeout_s: float = 600.0,
+        api_key: str | None = None,
+    ) -> VLLMEngine:
+        """An engine on a running server, after finding out whether it can be trained with.
+
+        Args:
+            base_url: e.g. "http://127.0.0.1:8000".
+            stop_ids: tokens that end a reply (`ChatFormat.stop_ids`).
+            context_length: at most the server's own, which is the default.
+            vocab_size: of the model; by default read from its folder, where that is on this
+                machine.
+            version: of the weights that it serves; by default what it says, else 0.
+            endpoint: "generate" or "completions"; by default the first that the server has.
+            max_concurrent: generations at once; more wait here.
+            timeout_s: for each generation, waiting included.
+
+        Raises:
+            ConnectionLost: there is no server.
+            UnsupportedServer: it is not vLLM, too old, or lacks what is needed.
+            RawLogprobs: its log-probabilities are those before temperature.
+        """
+        client = TokenClient(base_url, max_connections=max_concurrent, api_key=api_key)
+        control = TokenClient(base_url, api_key=api_key)
+        try:
+            await require_version(control)
+            model = await read_model(control)
+            if context_length is not None and context_length > model.context_length:
+                raise UnsupportedServer(
+                    f"{base_url} has a context of {model.context_length} tokens, {context_length} "
+                    f"are needed: start it with --max-model-len {context_length}"
+                )
+            if endpoint is None:
+                endpoint = await find_endpoint(control, model.name, timeout_s=timeout_s)
+            await require_processed_logprobs(control, endpoint, model.name, timeout_s=timeout_s)
+            return VLLMEngine(
+                client,
+                control,
+                model_name=model.name,
+                endpoint=endpoint,
+                stop_ids=stop_ids,
+                context_length=context_length or model.context_length,
+                vocab_size=vocab_size or model.vocab_size,
+                version=await read_version(control) if version is None else version,
+                timeout_s=timeout_s,
+            )
+        except BaseException:
+            await client.close()
+            await control.close()
+            raise
+
+    @staticmethod
+    async def launch(
+        model_folder: str | Path,
+        *,
+        stop_ids: frozenset[int],
+        context_length: int,
+        dtype: str = "float32",
+        max_concurrent: int = 256,
+        kv_cache_gib: float | None = None,
+        python: str | Path | None = None,
+        extra_args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        log_folder: str | Path | None = None,
+        start_timeout_s: float = 300.0,
+        timeout_s: float = 600.0,
+    ) -> VLLMEngine:
+        """Start a server for the model in a folder, and an engine on it.
+
+        Args:
+            dtype: "float32", "bfloat16", ...: what the server computes in.
+            kv_cache_gib: memory for keys and values; by default 1 without a GPU, and vLLM's own
+                choice with one.
+            python: the interpreter of an environment with vLLM; see `find_vllm`.
+            extra_args, env: more of vLLM's arguments and environment variables.
+            log_folder: where vllm.log goes; by default a temporary folder that `aclose` removes.
+
+        Raises:
+            ServerNotStarted: it does not start, with the reason.
+        """
+        command = vllm_command(
+            Path(model_folder),
+            python=python,
+            dtype=dtype,
+            context_length=context_length,
+            max_concurrent=max_concurrent,
+            kv_cache_gib=kv_cache_gib,
+            extra_args=extra_args,
+        )
+        temporary = None if log_folder else tempfile.mkdtemp(prefix="palestra-vllm-")
+        server = ServerProcess(
+            command,
+            name="vLLM",
+            log_path=Path(log_folder or str(temporary)) / "vllm.log",
+            env={**vllm_environment(), **(env or {})},
+            start_timeout_s=start_timeout_s,
+        )
+        await server.start()
+        try:
+            engine = await VLLMEngine.attach(
+                server.base_url,
+                stop_ids=stop_ids,
+                context_length=context_length,
+                version=0,
+                max_concurrent=max_concurrent,
+                timeout_s=timeout_s,
+            )
+        except BaseException:
+            await server.stop()
+            raise
+        engine.server = server
+        engine._temporary = temporary
+        engine._supervisor = ServerSupervisor(server, engine._restarted)
+        return engine
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
+        """See `Engine`. Raises as `generate_group`."""
+        return (await self.generate_group(prompt_ids, sampling, 1))[0]
+
+    async def generate_group(
+        self, prompt_ids: Sequence[int], sampling: Sampling, n: int
+    ) -> list[Completion]:
+        """Sample `n` completions of one prompt, which is computed once.
+
+        Raises:
+            ContextOverflow: the prompt is empty or leaves no room in the context.
+            UnknownToken: an id is not in the vocabulary.
+            BadLogprobs, BadAnswer: what the server answers cannot be trained on.
+            ServerDied, ConnectionLost: the server went away.
+            RequestFailed: the server refused.
+            TimeoutError: no answer in time.
+        """
+        room = self.context_length - len(prompt_ids)
+        if not prompt_ids or room < 1:
+            raise ContextOverflow(
+                f"a prompt of {len(prompt_ids)} tokens does not fit: it needs 1 to "
+                f"{self.context_length - 1} (context_length {self.context_length})"
+            )
+        body = generate_body(
+            self.endpoint,
+            self.model_name,
+            prompt_ids,
+            sampling,
+            max_tokens=min(sampling.max_tokens, room),
+            stop_ids=self._stop_ids,
+            n=n,
+        )
+        await self._until_up()
+        version = self.version
+        answer = await self._post(PATHS[self.endpoint], body)
+        completions = read_completions(
+            answer, self.endpoint, n=n, vocab_size=self.vocab_size, version_of=self._version_of
+        )
+        if self._supervisor is not None:
+            self._supervisor.note_completion()
+        return [
+            completion if completion.version_spans else _with_version(completion, version)
+            for completion in completions
+        ]
+
+    async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        """See `Engine`. Raises as `generate_group`.
+
+        vLLM computes every key afresh for this: it neither uses the prefix cache nor tells whether
+        that is up to date.
+        """
+        if not 0 < len(token_ids) < self.context_length:  # it samples a token that nobody wants
+            raise ContextOverflow(
+                f"a text of {len(token_ids)} tokens cannot be scored: it needs 1 to "
+                f"{self.context_length - 1} (context_length {self.context_length})"
+            )
+        if len(token_ids) == 1:
+            return ()
+        await self._until_up()
+        body = score_body(self.model_name, token_ids)
+        answer = await self._post(PATHS["completions"], body)
+        return read_scores(answer, len(token_ids))
+
+    async def update_weights(
+        self,
+        version: int,
+        folder: str | Path | None = None,
+        *,
+        lora: str | Path | None = None,
+        tensors: Iterable[tuple[str, Any]] | None = None,
+        probe: Probe | None = None,
+        mode: UpdateMode | None = None,
+        kv_after_update: KvAfterUpdate | None = None,
+    ) -> None:
+        """Change the running server's weights and check that it serves them.
+
+        See `WeightUpdater.update`, also for what it raises. `mode` and `kv_after_update` replace
+        what `weights` has from now on.
+        """
+        self.weights.mode = mode or self.weights.mode
+        self.weights.kv_after_update = kv_after_update or self.weights.kv_after_update
+        await self._until_up()
+        await self.weights.update(version, folder, lora=lora, tensors=tensors, probe=probe)
+        self._note_weights()
+
+    async def _restore_weights(self) -> None:
+        """Give a server that was started again the weights that it had last."""
+        await self.weights.restore()
+        self._note_weights()
+
+    def _note_weights(self) -> None:
+        self.model_name = self.weights.model
+        if self.weights.version is not None:
+            self.version = self.weights.version
+
+    async def aclose(self) -> None:
+        """Close the connections and stop a server that we started. May be called more than once."""
+        if self._supervisor is not None:
+            await self._supervisor.aclose()
+        await self.client.close()
+        await self.control.close()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """What the server answers to a generation; its troubles by name."""
+        try:
+            return await self.client.post(path, body, timeout_s=self._timeout_s)
+        except RequestFailed as error:
+            if "out of vocabulary" in error.message:
+                raise UnknownToken(f"{error.message}: the prompt is of another model") from None
+            if error.status >= 500 and self._supervisor is not None:
+                await self._supervisor.raise_if_dead(error)
+            raise
+        except ConnectionLost as error:
+            if self._supervisor is not None:
+                await self._supervisor.raise_if_dead(error)
+            raise
+
+    async def _until_up(self) -> None:
+        """Wait while a server that died is started again."""
+        if self._supervisor is not None:
+            await self._supervisor.until_up()
+
+    async def _restarted(self) -> None:
+        """Go on with a server that was started again."""
+        assert self.server is not None
+        self.client.base_url = self.control.base_url = self.server.base_url
+        self.version = self._first_version
+        if self.after_restart is not None:
+            await self.after_restart()
+
+    def _version_of(self, told: str) -> int:
+        """The version that the server's name for its weights stands for."""
+        if told == "default":
+            return self._first_version
+        if not told.isdecimal():
+            raise BadAnswer(f"vLLM serves weights {told!r}, which palestra did not send")
+        return int(told)
+
+
+def _with_version(completion: Completion, version: int) -> Completion:
+    spans = (VersionSpan(version=version, start=0, end=len(completion.ids)),)
+    return Completion(
+        ids=completion.ids,
+        logprobs=completion.logprobs,
+        stop_reason=completion.stop_reason,
+        version_spans=spans if completion.ids else (),
+    )

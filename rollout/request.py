@@ -1,0 +1,108 @@
+"""`RolloutRequest`: which episodes to play, as data that crosses processes; `play` does it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from palestra import envs
+from palestra.rollout.driver import rollout
+from palestra.rollout.episode import DEFAULT_LIMITS, DEFAULT_SAMPLING, Limits
+from palestra.rollout.policy import Policy
+from palestra.rollout.recorder import Recorder, read_episodes
+from palestra.types import Episode, Sampling, Task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutRequest:
+    """`n_per_task` episodes of each of an environment's tasks, named by their ids."""
+
+    env: str
+    env_args: Mapping[str, Any] = field(default_factory=dict)
+    split: str
+    task_ids: tuple[str, ...]
+    n_per_task: int = 1
+    max_concurrent: int = 256
+    limits: Limits = DEFAULT_LIMITS
+    sampling: Sampling = DEFAULT_SAMPLING
+    seed: int = 0
+    record_to: str | None = None
+
+    def to_json(self) -> str:
+        """One line of JSON. Raises ValueError if an argument of the environment has no JSON."""
+        try:
+            return json.dumps(asdict(self))
+        except TypeError as error:
+            raise ValueError(
+                f"the arguments of {self.env} must be plain JSON to reach another process: {error}"
+            ) from None
+
+    @staticmethod
+    def from_json(line: str) -> RolloutRequest:
+        """Read it back."""
+        data = json.loads(line)
+        return RolloutRequest(
+            **{
+                **data,
+                "task_ids": tuple(data["task_ids"]),
+                "limits": Limits(**data["limits"]),
+                "sampling": Sampling(**data["sampling"]),
+            }
+        )
+
+
+class TaskIndex:
+    """The tasks of environments by id, read once for each environment and split."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, Mapping[str, Task]] = {}
+
+    def find(self, request: RolloutRequest) -> list[Task]:
+        """The tasks that a request names. Raises ValueError for one that does not exist."""
+        key = json.dumps([request.env, dict(request.env_args), request.split], default=str)
+        if key not in self._tasks:
+            env = envs.make(request.env, split=request.split, **request.env_args)
+            try:
+                all_tasks: Iterable[Task] = getattr(env, "tasks", None) or ()
+                self._tasks[key] = {task.id: task for task in all_tasks}
+            finally:
+                env.close()
+        tasks = self._tasks[key]
+        for task_id in request.task_ids:
+            if task_id not in tasks:
+                raise ValueError(f"{request.env} has no task {task_id!r} in split {request.split}")
+        return [tasks[task_id] for task_id in request.task_ids]
+
+
+async def play(
+    request: RolloutRequest, policy: Policy, tasks: TaskIndex
+) -> AsyncGenerator[Episode, None]:
+    """Play the episodes and yield them as they end; see `rollout`.
+
+    Those that `record_to` holds already are not played again.
+    """
+    recorder: Recorder | None = None
+    recorded: list[Episode] = []
+    if request.record_to is not None:
+        recorder = Recorder(request.record_to)
+        recorded = read_episodes(request.record_to)
+    try:
+        episodes = rollout(
+            lambda: envs.make(request.env, split=request.split, **request.env_args),
+            tasks.find(request),
+            policy,
+            n_per_task=request.n_per_task,
+            max_concurrent=request.max_concurrent,
+            limits=request.limits,
+            sampling=request.sampling,
+            seed=request.seed,
+            recorder=recorder,
+            resume=recorded,
+        )
+        async for episode in episodes:
+            yield episode
+    finally:
+        if recorder is not None:
+            recorder.close()

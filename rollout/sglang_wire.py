@@ -1,0 +1,221 @@
+"""SGLang's requests and answers as data: ids, sampling, log-probabilities, weight versions."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from palestra.rollout.engine_errors import BadAnswer, BadLogprobs, RawLogprobs, UnknownToken
+from palestra.types import Completion, Sampling, Structure, VersionSpan
+
+GENERATE = "/generate"
+
+_STOP_REASONS = ("stop", "length", "abort")
+# What regular expressions give a meaning to; Python's re.escape also escapes spaces, which grammar
+# backends do not take.
+_SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
+
+
+def generate_body(
+    prompt_ids: Sequence[int],
+    sampling: Sampling,
+    *,
+    max_tokens: int,
+    stop_ids: Sequence[int],
+    request_id: str,
+    max_support: int,
+    vocab_size: int,
+    top_logprobs: int = 0,
+) -> dict[str, Any]:
+    """The request for one completion. Nothing is left to the server's or the model's defaults.
+
+    SGLang's plain log-probabilities are those after temperature but before top-k and top-p. Where
+    these cut something off, it is asked for each token's log-probability among the tokens left,
+    which it tells for at most `max_support` of them.
+
+    Raises:
+        RawLogprobs: top-p alone, with more tokens than that in the vocabulary.
+    """
+    top_k = sampling.top_k
+    truncated = is_truncated(sampling)
+    if truncated:
+        top_k = top_k or vocab_size
+        if top_k > max_support:
+            raise RawLogprobs(
+                f"SGLang tells log-probabilities after top_k {sampling.top_k} and top_p "
+                f"{sampling.top_p:g} for at most {max_support} tokens, of {vocab_size} in the "
+                f"vocabulary: set top_k to 1 to {max_support}, or top_p = 1 and top_k = 0, or "
+                "start the server with a larger --sampling-mask-max-tokens"
+            )
+    fields: dict[str, Any] = {
+        "n": 1,
+        "max_new_tokens": max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": top_k or -1,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "stop_token_ids": stop_ids,
+        # With this on, SGLang heeds no stop token at all. With it off, the model's own end of text
+        # also ends a reply.
+        "ignore_eos": not stop_ids and sampling.structure is None,
+        "skip_special_tokens": False,
+        "no_stop_trim": True,
+    }
+    if sampling.seed is not None:
+        fields["sampling_seed"] = sampling.seed % 2**63
+    if sampling.structure is not None:
+        fields |= _structure_fields(sampling.structure)
+    body = {
+        "rid": request_id,
+        "input_ids": prompt_ids,
+        "sampling_params": fields,
+        "return_logprob": True,
+    }
+    if truncated:
+        body["return_sampling_mask"] = True
+    if top_logprobs:
+        body["top_logprobs_num"] = top_logprobs
+    return body
+
+
+def score_body(token_ids: Sequence[int], *, start: int = 0) -> dict[str, Any]:
+    """The request for the log-probabilities of a text's tokens after `start`, at temperature 1.
+
+    SGLang computes the text afresh from `start` on; what is before may come from its prefix cache.
+    At -1 no log-probabilities are computed, only keys, which that cache then has.
+    """
+    return {
+        "input_ids": token_ids,
+        # A temperature of 0 keeps the sampler away from weights that are not numbers.
+        "sampling_params": {"max_new_tokens": 0, "temperature": 0.0},
+        "return_logprob": True,
+        "logprob_start_len": start,
+    }
+
+
+def require_known(token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raise UnknownToken for an id outside the vocabulary.
+
+    SGLang does not check: on a CPU such a token ends the server.
+    """
+    if min(token_ids) < 0 or max(token_ids) >= vocab_size:
+        unknown = next(token for token in token_ids if not 0 <= token < vocab_size)
+        raise UnknownToken(
+            f"token {unknown} is not in the vocabulary of {vocab_size}: the prompt is of another "
+            "model"
+        )
+
+
+def is_truncated(sampling: Sampling) -> bool:
+    """Whether top-k or top-p cut anything off."""
+    return sampling.temperature > 0 and (sampling.top_p < 1 or sampling.top_k > 0)
+
+
+def read_completion(
+    answer: Any, *, vocab_size: int, truncated: bool, version_of: Callable[[str], int]
+) -> Completion:
+    """The completion in an answer.
+
+    Raises:
+        BadAnswer: a field is missing or makes no sense.
+        BadLogprobs: log-probabilities are missing, not finite, or not one for each token.
+        UnknownToken: an id is not in the vocabulary.
+    """
+    try:
+        ids = tuple(answer["output_ids"])
+        told = answer["meta_info"]
+        stop_reason = told["finish_reason"]["type"]
+        spans = tuple(
+            VersionSpan(version=version_of(span["version"]), start=span["start"], end=span["end"])
+            for span in told["weight_versions"]
+            if span["end"] > span["start"]
+        )
+    except (KeyError, TypeError) as error:
+        raise BadAnswer(f"SGLang's answer lacks what it should have: {error!r}") from None
+    if stop_reason not in _STOP_REASONS:
+        raise BadAnswer(f"SGLang ended a generation for an unknown reason: {stop_reason!r}")
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise UnknownToken(
+                f"SGLang sampled token {token}, but the vocabulary has {vocab_size}: it serves "
+                "another model"
+            )
+    logprobs = _read_pairs(told, "output_token_logprobs", ids)
+    if truncated and ids:
+        logprobs = told.get("output_token_sampling_logprobs")
+    return Completion(
+        ids=ids,
+        logprobs=_checked(logprobs, len(ids)),
+        stop_reason=stop_reason,
+        version_spans=spans,
+    )
+
+
+def read_version(told: str, *, default: int) -> int:
+    """The version for SGLang's name of its weights; `default` for those it was started with."""
+    if told == "default":
+        return default
+    if not told.isdecimal():
+        raise BadAnswer(f"SGLang serves weights {told!r}, which palestra did not send")
+    return int(told)
+
+
+def read_scores(answer: Any, token_ids: Sequence[int]) -> tuple[float, ...]:
+    """The log-probability of each token that was scored but the first. Raises BadLogprobs."""
+    told = answer.get("meta_info") if isinstance(answer, dict) else None
+    return _checked(_read_pairs(told, "input_token_logprobs", token_ids)[1:], len(token_ids) - 1)
+
+
+def read_top_logprobs(answer: Any) -> dict[int, float]:
+    """The likeliest first tokens of a completion and their log-probabilities."""
+    try:
+        top = answer["meta_info"]["output_top_logprobs"][0]
+        return {int(token): float(logprob) for logprob, token, _ in top}
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise BadLogprobs(f"SGLang's answer has no log-probabilities: {error!r}") from None
+
+
+def _read_pairs(told: Any, name: str, ids: Sequence[int]) -> list[Any]:
+    """The log-probabilities in SGLang's list of (log-probability, token, text), of these tokens."""
+    entries = told.get(name) if isinstance(told, Mapping) else None
+    if entries is None:
+        raise BadLogprobs(f"SGLang's answer has no {name}")
+    try:
+        found = [entry[1] for entry in entries]
+        logprobs = [entry[0] for entry in entries]
+    except (TypeError, IndexError) as error:
+        raise BadLogprobs(f"SGLang's {name} are not what they should be: {error!r}") from None
+    if len(found) != len(ids):
+        raise BadLogprobs(f"SGLang answered {len(found)} log-probabilities for {len(ids)} tokens")
+    if found != list(ids):
+        raise BadLogprobs("SGLang's log-probabilities are those of other tokens than it answered")
+    return logprobs
+
+
+def _checked(logprobs: Any, n_tokens: int) -> tuple[float, ...]:
+    if not isinstance(logprobs, list) or len(logprobs) != n_tokens:
+        count = len(logprobs) if isinstance(logprobs, list) else "no"
+        raise BadLogprobs(f"SGLang answered {count} log-probabilities for {n_tokens} tokens")
+    for position, logprob in enumerate(logprobs):
+        # JSON has no NaN: what is none comes as null.
+        if not isinstance(logprob, (int, float)) or not math.isfinite(logprob):
+            raise BadLogprobs(
+                f"the log-probability of token {position} is {logprob}: not a number to train on: "
+                "are the weights broken?"
+            )
+    return tuple(map(float, logprobs))
+
+
+def _structure_fields(structure: Structure) -> dict[str, Any]:
+    if structure.json_schema is not None:
+        return {"json_schema": json.dumps(structure.json_schema)}
+    if structure.choice is not None:
+        choices = (_SPECIAL.sub(r"\\\g<0>", choice) for choice in structure.choice)
+        return {"regex": f"({'|'.join(choices)})"}
+    return {"regex": structure.regex}

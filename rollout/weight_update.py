@@ -1,0 +1,357 @@
+"""Live weight updates of a running vLLM server, by whatever of its interfaces it has.
+
+Pause, load, resume, check. The server says which interfaces it has; docs/engines.md lists them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from palestra.rollout.engine import Probe
+from palestra.rollout.engine_errors import RequestFailed, UnsupportedServer
+from palestra.rollout.safetensors_header import first_difference, read_folder
+from palestra.rollout.weight_check import (
+    ProbeCheck,
+    check_version,
+    require_probe,
+    shorten_probe,
+)
+from palestra.rollout.weight_probe import Way, score
+from palestra.rollout.weight_senders import SENDERS, open_sender
+
+if TYPE_CHECKING:
+    from palestra.rollout.token_client import TokenClient
+
+UpdateMode = Literal["wait", "keep", "abort"]
+KvAfterUpdate = Literal["recompute", "keep"]
+
+ADAPTER = "adapter"  # the name under which a LoRA adapter is served
+
+_QUICK_S = 60.0  # what a server answers at once; more than enough on a busy machine
+
+
+def name_version(version: int) -> str:
+    """The server's name for weights of our `version`."""
+    return str(version)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerFeatures:
+    """What a server offers for weight updates.
+
+    The rest only palestra's worker extension tells: `backend`, for weight transfer ("disk" is
+    palestra's own), `device` ("cpu" or "cuda"), the prefix cache's `block_size`, and whether the
+    server was started with `lora`.
+    """
+
+    paths: frozenset[str]
+    extension: bool = False
+    backend: str | None = None
+    device: str | None = None
+    block_size: int | None = None
+    lora: bool = False
+
+    @property
+    def can_transfer(self) -> bool:
+        """Whether it has vLLM's start, update and finish."""
+        return {"/start_weight_update", "/update_weights", "/finish_weight_update"} <= self.paths
+
+    @property
+    def way(self) -> Way:
+        """How a probe is scored."""
+        if "/inference/v1/generate" not in self.paths:
+            return "completions"
+        return "tail" if self.lora else "generate"
+
+
+async def detect_features(client: TokenClient) -> ServerFeatures:
+    """Ask a server what it has. Raises EngineError or TimeoutError when it does not answer."""
+    api = await client.get("/openapi.json", timeout_s=_QUICK_S)
+    paths = frozenset(api["paths"])
+    if "/collective_rpc" not in paths:
+        return ServerFeatures(paths=paths)
+    try:
+        results = await _call(client, "palestra_describe", idempotent=True)
+    except RequestFailed:  # no such method: a server without our extension
+        return ServerFeatures(paths=paths)
+    return ServerFeatures(paths=paths, extension=True, **results[0])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """Where new weights are: exactly one of the three."""
+
+    folder: str | None = None
+    lora: str | None = None
+    tensors: tuple[tuple[str, Any], ...] | None = None
+
+
+class WeightUpdater:
+    """Updates one server, one update at a time.
+
+    Args:
+        client: of the server.
+        model: the name that requests give for the base model.
+        kv_after_update: what happens to keys that older weights computed: "recompute" throws them
+            away, those of generations in progress too; "keep" lets later tokens attend to them.
+        mode: what happens to generations in progress: "wait" lets them end first, "keep" halts
+            them and goes on with the new weights, "abort" ends them with what they have.
+        timeout_s: for each step; "wait" may take as long as the longest generation.
+        features: what the server offers; asked for where it is not given.
+    """
+
+    def __init__(
+        self,
+        client: TokenClient,
+        model: str,
+        *,
+        mode: UpdateMode = "wait",
+        kv_after_update: KvAfterUpdate = "recompute",
+        timeout_s: float = 600.0,
+        features: ServerFeatures | None = None,
+    ) -> None:
+        self.model = model
+        self.version: int | None = None  # that it was last sent, None before the first update
+        self.mode: UpdateMode = mode
+        self.kv_after_update: KvAfterUpdate = kv_after_update
+        self._client = client
+        self._timeout_s = timeout_s
+        self._base_model = model
+        self._lock = asyncio.Lock()
+        self._features = features
+        # What a server that starts again needs: the last folder, and an adapter loaded since.
+        self._served: list[tuple[int, _Source, Probe | None]] = []
+        self._sender: Any = None
+
+    async def update(
+        self,
+        version: int,
+        folder: str | Path | None = None,
+        *,
+        lora: str | Path | None = None,
+        tensors: Iterable[tuple[str, Any]] | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        """Change what the server serves, and check that it does. Further calls wait their turn.
+
+        Args:
+            version: of the new weights; what is sampled from now on carries it.
+            folder: safetensors with all weights, where the server can read it.
+            lora: a PEFT adapter's folder, where the server can read it; afterwards requests name
+                `model`, which then is "adapter".
+            tensors: names and tensors on the same GPU (backend "ipc") or another (backend "nccl").
+            probe: what is scored afterwards; without one only the version is checked.
+
+        Raises:
+            ValueError: the weights do not fit or cannot be read; the server serves what it did.
+            UnsupportedServer: the server has no way to take them.
+            StaleWeights: it does not serve them; its message names what is stale.
+            EngineError, TimeoutError: the server failed or did not answer.
+        """
+        source = _one_source(folder, lora, tensors)
+        async with self._lock:
+            await self._update(version, source, probe)
+            base = [] if source.lora is None else [it for it in self._served if not it[1].lora]
+            self._served = [*base, (version, source, probe)]
+
+    async def restore(self) -> None:
+        """Put the last weights into a server that was started again. Raises as `update`.
+
+        Tensors that were sent are not there any more: it then serves what it was started with, and
+        says so by its version.
+        """
+        async with self._lock:
+            self._features, self._sender = None, None
+            self.model, self.version = self._base_model, None
+            for version, source, probe in self._served:
+                if source.tensors is None:
+                    await self._update(version, source, probe)
+
+    async def _update(self, version: int, source: _Source, probe: Probe | None) -> None:
+        client = self._client
+        if self._features is None:
+            self._features = await detect_features(client)
+        features = self._features
+        _require(features, source)
+        if probe is not None:
+            require_probe(probe, features.block_size)
+            probe = shorten_probe(probe, features.block_size)
+        await self._refuse_unfit(source, features)
+        clears = self.kv_after_update == "recompute"
+        if probe is not None and clears:
+            # Keys of the present weights are in the cache then: they must be gone afterwards.
+            await score(
+                client,
+                self.model,
+                probe.token_ids,
+                way=features.way,
+                fresh=False,
+                timeout_s=self._timeout_s,
+            )
+        model = self._base_model if source.lora is None else ADAPTER
+        check: ProbeCheck | None = None
+        try:
+            await self._pause(model)
+            if source.lora is not None:
+                await self._load(source, version, features)
+            if probe is not None:
+                # The halted server takes it in and answers as soon as it goes on.
+                check = ProbeCheck(
+                    client,
+                    model,
+                    probe,
+                    way=features.way,
+                    cache_cleared=clears,
+                    timeout_s=self._timeout_s,
+                )
+            if source.lora is None:
+                await self._load(source, version, features)
+        except BaseException:
+            if check is not None:
+                check.cancel()
+            raise
+        finally:
+            await asyncio.shield(client.post("/resume", timeout_s=_QUICK_S, idempotent=True))
+        self.model, self.version = model, version
+        if check is None:
+            await check_version(client, name_version(version), timeout_s=_QUICK_S)
+        else:
+            await check.finish(name_version(version))
+
+    async def _refuse_unfit(self, source: _Source, features: ServerFeatures) -> None:
+        """Raise ValueError for weights that would not load, before anything is touched."""
+        path = source.folder or source.lora
+        if path is None:
+            return
+        if features.extension:
+            method = "palestra_refusal" if source.lora is None else "palestra_adapter_refusal"
+            for result in await _call(self._client, method, path, idempotent=True):
+                if result["refusal"] is not None:
+                    raise ValueError(result["refusal"])
+        elif source.folder is not None:
+            served = (await self._client.get("/v1/models", timeout_s=_QUICK_S))["data"][0]["root"]
+            await asyncio.to_thread(_refuse_beside, source.folder, served)
+
+    async def _pause(self, model: str) -> None:
+        mode = self.mode
+        if mode == "keep" and model != self.model:
+            # A generation keeps the name it was asked under, and with it the adapter or none.
+            mode = "wait"
+        clear = "true" if self.kv_after_update == "recompute" else "false"
+        await self._client.post(
+            "/pause", params={"mode": mode, "clear_cache": clear}, timeout_s=self._timeout_s
+        )
+
+    async def _load(self, source: _Source, version: int, features: ServerFeatures) -> None:
+        """Change the weights of the halted server, then the name of their version."""
+        client = self._client
+        if source.folder is not None and features.backend == "disk" and features.can_transfer:
+            await self._post("/start_weight_update")
+            info = {"update_info": {"path": source.folder}}
+            try:
+                await self._post("/update_weights", info)
+            except RequestFailed as error:
+                raise ValueError(f"{source.folder} could not be loaded: {error.message}") from None
+            await self._post("/finish_weight_update", {"weight_version": name_version(version)})
+            return
+        if source.folder is not None and features.extension:
+            for result in await _call(
+                client, "palestra_load", source.folder, timeout_s=self._timeout_s
+            ):
+                if result["refusal"] is not None:
+                    raise ValueError(result["refusal"])
+        elif source.folder is not None:
+            await self._post(
+                "/collective_rpc",
+                {"method": "reload_weights", "kwargs": {"weights_path": source.folder}},
+            )
+        elif source.lora is not None:
+            adapter = {"lora_name": ADAPTER, "lora_path": source.lora}
+            # Loading into a name that is not there yet is the same request.
+            try:
+                await self._post("/v1/load_lora_adapter", {**adapter, "load_inplace": True})
+            except RequestFailed as error:
+                raise ValueError(f"{source.lora} could not be loaded: {error.message}") from None
+        else:
+            assert source.tensors is not None and features.backend is not None
+            if self._sender is None:
+                self._sender = open_sender(features.backend, client, self._timeout_s)
+            await self._sender.send(source.tensors)
+        await self._post("/update_weight_version", {"new_version": name_version(version)})
+
+    async def _post(self, path: str, body: Mapping[str, Any] | None = None) -> None:
+        await self._client.post(path, body, timeout_s=self._timeout_s)
+
+
+async def _call(
+    client: TokenClient,
+    method: str,
+    *arguments: str,
+    idempotent: bool = False,
+    timeout_s: float = _QUICK_S,
+) -> list[dict[str, Any]]:
+    """Call a method of every worker of the server; what each returned."""
+    answer = await client.post(
+        "/collective_rpc",
+        {"method": method, "args": list(arguments)},
+        timeout_s=timeout_s,
+        idempotent=idempotent,
+    )
+    results: list[dict[str, Any]] = answer["results"]
+    return results
+
+
+def _one_source(
+    folder: str | Path | None, lora: str | Path | None, tensors: Iterable[tuple[str, Any]] | None
+) -> _Source:
+    given = [source for source in (folder, lora, tensors) if source is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"an update has one source, a folder, lora or tensors, got {len(given)} of them"
+        )
+    return _Source(
+        folder=None if folder is None else str(Path(folder).absolute()),
+        lora=None if lora is None else str(Path(lora).absolute()),
+        tensors=None if tensors is None else tuple(tensors),
+    )
+
+
+def _require(features: ServerFeatures, source: _Source) -> None:
+    """Raise UnsupportedServer unless the server can take weights from the source."""
+    if not {"/pause", "/resume", "/collective_rpc", "/update_weight_version"} <= features.paths:
+        raise UnsupportedServer(
+            "the server takes no new weights: start it with VLLM_SERVER_DEV_MODE=1 (vLLM 0.32 or "
+            "newer)"
+        )
+    if source.lora is not None and "/v1/load_lora_adapter" not in features.paths:
+        raise UnsupportedServer(
+            "the server takes no LoRA adapters: start it with --enable-lora and "
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
+        )
+    if source.tensors is not None:
+        if features.device == "cpu":
+            raise UnsupportedServer(
+                "tensors travel between GPUs only (NCCL, CUDA IPC) and this server runs on a CPU: "
+                "save them and pass folder="
+            )
+        if features.backend not in SENDERS:
+            raise UnsupportedServer(
+                f"the server's weight-transfer backend is {features.backend}: start it with "
+                '--weight-transfer-config \'{"backend":"ipc"}\' (same GPU) or "nccl"'
+            )
+
+
+def _refuse_beside(folder: str, served: str) -> None:
+    """Compare a folder with the one that a server without our extension was started with."""
+    if not Path(served).is_dir() or not Path(folder).is_dir():
+        return  # not on this machine
+    config = json.loads((Path(served) / "config.json").read_text())
+    tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
+    difference = first_difference(read_folder(served), read_folder(folder), frozenset(tied))
+    if difference is not None:
+        raise ValueError(f"{folder} does not fit the served model: {difference}")
