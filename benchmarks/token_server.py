@@ -17,23 +17,32 @@ from aiohttp import web
 
 
 def make_app(reply_ids: list[int], latency_s: float) -> web.Application:
-    entries = [{"token_id": token, "logprob": -0.5, "rank": 1} for token in reply_ids]
-    choice = {
-        "index": 0,
-        "token_ids": reply_ids,
-        "finish_reason": "stop",
-        "logprobs": {"content": entries},
-        "weight_versions": [{"version": "default", "start": 0, "end": len(reply_ids)}],
-    }
-    answer = orjson.dumps({"choices": [choice]})
+    answers: dict[int, bytes] = {}
+
+    def answer(count: int) -> bytes:
+        """The reply, cut to so many tokens."""
+        ids = reply_ids[:count]
+        choice = {
+            "index": 0,
+            "token_ids": ids,
+            "finish_reason": "stop" if len(ids) == len(reply_ids) else "length",
+            "logprobs": {
+                "content": [{"token_id": token, "logprob": -0.5, "rank": 1} for token in ids]
+            },
+            "weight_versions": [{"version": "default", "start": 0, "end": len(ids)}],
+        }
+        return orjson.dumps({"choices": [choice]})
 
     async def generate(request: web.Request) -> web.Response:
         loop = asyncio.get_running_loop()
         due = loop.time() + latency_s
         body = orjson.loads(await request.read())
-        assert body["token_ids"] and body["sampling_params"]["max_tokens"] >= len(reply_ids)
+        assert body["token_ids"]
+        count = min(body["sampling_params"]["max_tokens"], len(reply_ids))
+        if count not in answers:
+            answers[count] = answer(count)
         await asyncio.sleep(due - loop.time())
-        return web.Response(body=answer, content_type="application/json")
+        return web.Response(body=answers[count], content_type="application/json")
 
     app = web.Application(client_max_size=2**30)
     app.router.add_post("/inference/v1/generate", generate)

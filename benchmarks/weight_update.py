@@ -2,8 +2,9 @@
 
 Two sets of weights in turns, on an idle server, by vLLM's bare reload (`reload_weights` through
 `/collective_rpc`: no pause, no cache handling, no check) and by `VLLMEngine.update_weights`, also
-in turns. The tiny model, and SmolLM2-135M where its package is installed. A run of every update
-leaves the right weights: the probe is met, or the benchmark fails.
+in turns. The tiny model, and SmolLM2-135M where its package is installed, in float32 on one thread;
+with vLLM's block size on a CPU and a smaller one, of which the probe's length depends. Every update
+of ours is checked: the probe is met, or the benchmark fails.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ async def seconds(action: Awaitable[Any]) -> float:
     return time.perf_counter() - started
 
 
-async def measure(folder: Path, scratch: Path, repeats: int) -> dict[str, float]:
+async def measure(folder: Path, scratch: Path, repeats: int, block_size: int) -> dict[str, float]:
     """Medians over `repeats` updates of each kind."""
     folders = [scratch / "even", scratch / "odd"]
     probes = [
@@ -66,7 +67,11 @@ async def measure(folder: Path, scratch: Path, repeats: int) -> dict[str, float]
         for noise, target in zip((0.0, 0.05), folders, strict=True)
     ]
     engine = await VLLMEngine.launch(
-        folders[0], stop_ids=frozenset(), context_length=512, env={"OMP_NUM_THREADS": "1"}
+        folders[0],
+        stop_ids=frozenset(),
+        context_length=512,
+        extra_args=["--block-size", str(block_size)],
+        env={"OMP_NUM_THREADS": "1"},
     )
     times: dict[str, list[float]] = {"bare": [], "ours": []}
     try:
@@ -90,7 +95,7 @@ def main() -> None:
     repeats = 2 if parser.parse_args().quick else 10
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
-    table = Table("model", "vLLM's bare reload, s", "ours, s", "ratio (aim 1.5)")
+    table = Table("model", "cache block", "vLLM's bare reload, s", "ours, s", "ratio (aim 1.5)")
     with tempfile.TemporaryDirectory(prefix="palestra-weights-") as name:
         tiny = Path(name) / "tiny"
         make_tiny(tiny)
@@ -100,9 +105,11 @@ def main() -> None:
         except (ValueError, ImportError) as error:
             print(f"without SmolLM2-135M: {error}")
         for model, folder in models.items():
-            measured = asyncio.run(measure(folder, Path(name) / f"{model}-weights", repeats))
-            table.add_row(model, *(f"{value:g}" for value in measured.values()))
-            figures |= {f"{model}.{key}": value for key, value in measured.items()}
+            for block_size in (128, 32):
+                scratch = Path(name) / f"{model}-weights"
+                measured = asyncio.run(measure(folder, scratch, repeats, block_size))
+                table.add_row(model, str(block_size), *(f"{it:g}" for it in measured.values()))
+                figures |= {f"{model}_block{block_size}.{k}": v for k, v in measured.items()}
     Console().print(table)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(figures, indent=2) + "\n")

@@ -292,7 +292,29 @@ def _run_train(arguments: argparse.Namespace) -> int:
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("env", metavar="ENV", help="an environment's id")
     parser.add_argument(
-        "--model", required=True, metavar="MODEL", help="a model folder, oracle or random"
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="a model folder, hub id, smollm2, oracle or random; with --endpoint the name that it "
+        "is served under",
+    )
+    parser.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="ask an OpenAI-compatible server, such as http://localhost:8000/v1",
+    )
+    parser.add_argument(
+        "--api-key-env",
+        metavar="NAME",
+        default="OPENAI_API_KEY",
+        help="the environment variable with the endpoint's key (default: OPENAI_API_KEY)",
+    )
+    parser.add_argument(
+        "--price",
+        nargs=2,
+        type=_number(float, 0, "a number from 0 up"),
+        metavar=("PROMPT", "COMPLETION"),
+        help="what a million tokens cost at the endpoint, to report the cost",
     )
     parser.add_argument("--split", default="test", help="default: test")
     parser.add_argument("--n", type=_AT_LEAST_ONE, default=500, help="tasks (default: 500)")
@@ -318,6 +340,9 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
             context_length=arguments.context_length,
             max_concurrent=arguments.max_concurrent,
             out=arguments.out,
+            endpoint=arguments.endpoint,
+            api_key_env=arguments.api_key_env,
+            price=tuple(arguments.price) if arguments.price else None,
         )
         return cli_eval.run_eval(options, as_json=arguments.json)
 

@@ -213,6 +213,8 @@ class Turn:
     terminated: bool = False
     truncated: bool = False
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds by phase
+    # What an endpoint charged: prompt_tokens, completion_tokens and, where prices are known, cost.
+    usage: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ ENGINES = ("vllm", "sglang")
 class EngineOptions:
     """A served engine for the model in a folder: servers at `urls`, or one that is started.
 
-    `python` is the interpreter of the engine's own environment; None finds it (see docs/engines.md).
+    `python` is the interpreter of the engine's own environment; None finds it (docs/engines.md).
     `update_mode` says what happens to generations while weights change, `kv_after_update` what
     happens to keys that older weights computed.
     """
@@ -44,7 +44,7 @@ async def open_engine(options: EngineOptions) -> Engine:
     opened: list[Engine] = []
     try:
         for url in options.urls or (None,):
-            opened.append(await _open_one(options, url, stop_ids))
+            opened += [await _open_one(options, url, stop_ids)]
     except BaseException:
         for engine in opened:
             await engine.aclose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -15,7 +15,7 @@ from palestra.rollout.driver import rollout
 from palestra.rollout.episode import DEFAULT_LIMITS, DEFAULT_SAMPLING, Limits
 from palestra.rollout.policy import Policy
 from palestra.rollout.recorder import Recorder
-from palestra.types import Episode, Outcome, Sampling, Task
+from palestra.types import Episode, Outcome, Sampling, Task, Turn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,7 @@ class Evaluation:
 
     `n` counts scored samples. `masked` counts, by cause, the samples that never got a score: they
     are in no mean but `mean_with_masked_as_zero`. `retried` counts the attempts that did not and
-    were made again.
+    were made again. `usage` sums up what an endpoint charged for the turns of all attempts.
     """
 
     mean: float
@@ -40,6 +40,7 @@ class Evaluation:
     mean_reward: float
     mean_turns: float
     mean_tokens: float  # sampled per episode
+    usage: Mapping[str, float] = field(default_factory=dict)
 
 
 async def evaluate(
@@ -115,7 +116,8 @@ def summarize(episodes: Iterable[Episode]) -> Evaluation:
         tool_errors=dict(tool_errors),
         mean_reward=_mean(episode.reward for episode in scored),
         mean_turns=_mean(len(episode.turns) for episode in scored),
-        mean_tokens=_mean(sum(len(t.completion_ids) for t in e.turns) for e in scored),
+        mean_tokens=_mean(sum(map(_sampled, e.turns)) for e in scored),
+        usage=_usage(attempts),
     )
 
 
@@ -144,6 +146,20 @@ def mean_interval(scores_by_task: Sequence[Sequence[float]]) -> tuple[float, flo
     center = (mean + z * z / (2 * effective_n)) / shrink
     margin = z * math.sqrt(spread / effective_n + (z / (2 * effective_n)) ** 2) / shrink
     return mean, max(0.0, center - margin), min(1.0, center + margin)
+
+
+def _sampled(turn: Turn) -> float:
+    """How many tokens; of an endpoint's turn what it counted."""
+    return len(turn.completion_ids) or turn.usage.get("completion_tokens", 0)
+
+
+def _usage(episodes: Sequence[Episode]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for episode in episodes:
+        for turn in episode.turns:
+            for name, amount in turn.usage.items():
+                totals[name] = totals.get(name, 0.0) + amount
+    return totals
 
 
 def _cause(episode: Episode) -> str:

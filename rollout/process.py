@@ -32,8 +32,6 @@ _log = logging.getLogger(__name__)
 _STOP_TIMEOUT_S = 30.0
 _MAX_DEATHS = 3
 _RAISED = {kind.__name__: kind for kind in (ValueError, OSError, StaleWeights)}
-# What an engine that cannot be opened raises: the user's to mend.
-_NOT_OPENED = {"ConnectionLost", "RawLogprobs", "ServerNotStarted", "UnsupportedServer"}
 
 # A request's answers: frames of the worker, None when it has died.
 _Answers = asyncio.Queue[dict[str, Any] | None]
@@ -154,7 +152,8 @@ class RolloutProcess:
         try:
             send(ours, {"options": asdict(self._options), "path": sys.path})
             opened = json.loads(ours.recv_bytes())
-            _raise_error(opened)
+            if "error" in opened:
+                raise ValueError(opened["error"][1])
         except BaseException as error:
             ours.close()
             self._child.wait()
@@ -243,5 +242,4 @@ def _put(loop: asyncio.AbstractEventLoop, answers: _Answers, frame: dict[str, An
 def _raise_error(frame: dict[str, Any]) -> None:
     if "error" in frame:
         kind, message = frame["error"]
-        default = ValueError if kind in _NOT_OPENED else RuntimeError
-        raise _RAISED.get(kind, default)(message)
+        raise _RAISED.get(kind, RuntimeError)(message)

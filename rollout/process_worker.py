@@ -76,12 +76,18 @@ class Worker:
             self._send({"number": number, "done": True})
             raise
         except Exception as error:
-            self._send({"number": number, "error": [type(error).__name__, str(error)]})
+            self._send({"number": number, "error": describe(error)})
         finally:
             del self._running[number]
 
     def _send(self, frame: dict[str, Any]) -> None:
         send(self._connection, frame)
+
+
+def describe(error: Exception) -> tuple[str, str]:
+    """What the parent raises: the kind by name, a kind of ValueError as one, and the message."""
+    kind = ValueError if isinstance(error, ValueError) else type(error)
+    return kind.__name__, str(error)
 
 
 def send(connection: Connection, frame: dict[str, Any]) -> None:
@@ -97,7 +103,7 @@ async def _main(connection: Connection) -> None:
     try:
         engine = await open_engine(options)
     except Exception as error:
-        send(connection, {"error": [type(error).__name__, str(error)]})
+        send(connection, {"error": describe(error)})
         return
     try:
         send(connection, {"ready": True})

@@ -51,8 +51,7 @@ class ServerSupervisor:
         with suppress(TimeoutError):
             how = await asyncio.wait_for(self.server.wait(), _DEATH_TIMEOUT_S)
             raise ServerDied(
-                f"{self.server.name} ended ({how}) during a request and is started again; its log "
-                f"says: {self.server.cause()}"
+                f"{self.server.name} ended ({how}) during a request and is started again"
             ) from error
 
     async def aclose(self) -> None:
@@ -68,7 +67,7 @@ class ServerSupervisor:
             how = await self.server.wait()
             self._up.clear()
             self._deaths_in_a_row += 1
-            cause = f"{name} ended ({how}): {self.server.cause()}"
+            cause = f"{name} ended ({how})"
             try:
                 if self._deaths_in_a_row > _MAX_DEATHS_IN_A_ROW:
                     raise ServerDied(
@@ -78,11 +77,13 @@ class ServerSupervisor:
                 _log.warning("%s; it is started again", cause)
                 await self.server.restart()
                 await self._restarted()
-            except ConnectionLost:
-                continue  # it died again
+            except ConnectionLost:  # it died again, or does not answer
+                if self.server.alive:
+                    await self.server.stop()
             except Exception as error:
                 self._given_up = f"{type(error).__name__}: {error}"
                 _log.error("%s is not started again: %s", name, self._given_up)
                 self._up.set()
                 return
-            self._up.set()
+            else:
+                self._up.set()

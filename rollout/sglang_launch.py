@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import palestra
 from palestra.rollout.engine_errors import ServerNotStarted
 
 # SGLang keeps so many tokens of its context for itself, and takes no prompt that reaches them.
@@ -24,7 +23,7 @@ def find_sglang() -> Path:
     Raises:
         ServerNotStarted: there is none.
     """
-    made = Path(palestra.__file__).parents[1] / ".venv-sglang"
+    made = Path(__file__).resolve().parents[1] / ".venv-sglang"
     if named := os.environ.get("PALESTRA_SGLANG_PYTHON"):
         if not Path(named).exists():
             raise ServerNotStarted(f"PALESTRA_SGLANG_PYTHON is {named}, which does not exist")

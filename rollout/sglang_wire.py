@@ -169,7 +169,8 @@ def read_version(told: str, *, default: int) -> int:
 def read_scores(answer: Any, token_ids: Sequence[int]) -> tuple[float, ...]:
     """The log-probability of each token that was scored but the first. Raises BadLogprobs."""
     told = answer.get("meta_info") if isinstance(answer, dict) else None
-    return _checked(_read_pairs(told, "input_token_logprobs", token_ids)[1:], len(token_ids) - 1)
+    logprobs = _read_pairs(told, "input_token_logprobs", token_ids, zero_is_any=True)
+    return _checked(logprobs[1:], len(token_ids) - 1)
 
 
 def read_top_logprobs(answer: Any) -> dict[int, float]:
@@ -181,8 +182,13 @@ def read_top_logprobs(answer: Any) -> dict[int, float]:
         raise BadLogprobs(f"SGLang's answer has no log-probabilities: {error!r}") from None
 
 
-def _read_pairs(told: Any, name: str, ids: Sequence[int]) -> list[Any]:
-    """The log-probabilities in SGLang's list of (log-probability, token, text), of these tokens."""
+def _read_pairs(
+    told: Any, name: str, ids: Sequence[int], *, zero_is_any: bool = False
+) -> list[Any]:
+    """The log-probabilities in SGLang's list of (log-probability, token, text), of these tokens.
+
+    In a prompt it names the vocabulary's last token 0, beside that token's own log-probability.
+    """
     entries = told.get(name) if isinstance(told, Mapping) else None
     if entries is None:
         raise BadLogprobs(f"SGLang's answer has no {name}")
@@ -193,7 +199,10 @@ def _read_pairs(told: Any, name: str, ids: Sequence[int]) -> list[Any]:
         raise BadLogprobs(f"SGLang's {name} are not what they should be: {error!r}") from None
     if len(found) != len(ids):
         raise BadLogprobs(f"SGLang answered {len(found)} log-probabilities for {len(ids)} tokens")
-    if found != list(ids):
+    if any(
+        one != other and not (zero_is_any and one == 0)
+        for one, other in zip(found, ids, strict=True)
+    ):
         raise BadLogprobs("SGLang's log-probabilities are those of other tokens than it answered")
     return logprobs
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import palestra
 from palestra.rollout.engine_errors import ServerNotStarted
 
 # The worker's side of live weight updates.
@@ -26,7 +25,7 @@ def find_vllm() -> Path:
     Raises:
         ServerNotStarted: there is none.
     """
-    made = Path(palestra.__file__).parents[1] / ".venv-vllm"
+    made = Path(__file__).resolve().parents[1] / ".venv-vllm"
     if named := os.environ.get("PALESTRA_VLLM_PYTHON"):
         if not Path(named).exists():
             raise ServerNotStarted(f"PALESTRA_VLLM_PYTHON is {named}, which does not exist")
@@ -76,6 +75,8 @@ def vllm_command(
         # A seeded request whose prompt is computed in parts ends vLLM 0.32 on a CPU ("CPU Generator
         # does not use offset").
         arguments.append("--no-enable-chunked-prefill")
+        # Its default of 128 leaves shorter prompts out of the prefix cache.
+        arguments += ["--block-size", "32"]
     # `vllm serve` looks for a package named vllm, which the CPU builds are not.
     server = [str(python or find_vllm()), "-m", "vllm.entrypoints.openai.api_server"]
 

@@ -7,10 +7,10 @@ vLLM imports this file for `--worker-extension-cls`; that registers the weight-t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.config import set_current_vllm_config
@@ -63,8 +63,7 @@ class FolderLoader:
             return str(error)
         if self._expected is None:
             return None
-        tied = ("lm_head.weight",) if self._is_tied() else ()
-        difference = first_difference(self._expected, found, frozenset(tied))
+        difference = first_difference(self._expected, found, self._optional_names())
         return (
             None if difference is None else f"{folder} does not fit the served model: {difference}"
         )
@@ -80,15 +79,30 @@ class FolderLoader:
             ValueError: it cannot be loaded; the model is as it was.
             RuntimeError: it cannot be loaded, nor what was loaded before.
         """
-        refusal = self.refusal(folder)
+        self._raise(self.refusal(folder))
         try:
-            if refusal is not None:
-                raise ValueError(refusal)
             self._model.load_weights(_tensors(folder))
         except Exception as error:
             self._restore(folder, error)
             raise ValueError(_one_line(error)) from error
         self._loaded = folder
+
+    def receive_tensors(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Load a whole checkpoint from memory, as `receive` does.
+
+        Should a later update fail half-way, these weights are not there to be put back.
+        """
+        found = {name: ("", tuple(tensor.shape)) for name, tensor in tensors}
+        if self._expected is not None:
+            difference = first_difference(self._expected, found, self._optional_names())
+            if difference is not None:
+                self._raise(f"the tensors do not fit the served model: {difference}")
+        try:
+            self._model.load_weights(iter(tensors))
+        except Exception as error:
+            self._restore("the tensors", error)
+            raise ValueError(_one_line(error)) from error
+        self._loaded = None
 
     def finish(self) -> None:
         """Hand the loaded tensors to the kernels."""
@@ -107,6 +121,12 @@ class FolderLoader:
             if not error <= 0.01 * expected_1V.float().abs().max():
                 return False
         return True
+
+    def _raise(self, refusal: str | None) -> None:
+        """Raise ValueError for a reason; the layers, to which nothing was given, are as before."""
+        if refusal is not None:
+            finalize_layerwise_reload(self._model, self._model_config)
+            raise ValueError(refusal)
 
     def _restore(self, folder: str, error: Exception) -> None:
         finalize_layerwise_reload(self._model, self._model_config)
@@ -131,6 +151,9 @@ class FolderLoader:
         for head, embedding in self._tied_heads():
             head.weight = embedding.weight
             head.quant_method.process_weights_after_loading(head)
+
+    def _optional_names(self) -> frozenset[str]:
+        return frozenset({"lm_head.weight"} if self._is_tied() else ())
 
     def _is_tied(self) -> bool:
         config = self._model_config.hf_text_config
@@ -210,6 +233,11 @@ class WorkerExtension:
     model_config: Any
     model_runner: Any
     weight_transfer_engine: Any
+    # Methods of the worker that this class becomes a part of; vLLM forbids to define them here.
+    if TYPE_CHECKING:
+        list_loras: Any
+        add_lora: Any
+        pin_lora: Any
 
     def palestra_describe(self) -> dict[str, Any]:
         """What an update depends on; `block_size` is the prefix cache's, in tokens."""
@@ -227,11 +255,18 @@ class WorkerExtension:
 
     def palestra_load(self, folder: str) -> dict[str, Any]:
         """Load a folder where the server has no "disk" backend."""
+        return self._palestra_change(lambda loader: loader.receive(folder))
+
+    def palestra_load_tensors(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> dict[str, Any]:
+        """Load a checkpoint from memory; only where vLLM runs in the caller's process."""
+        return self._palestra_change(lambda loader: loader.receive_tensors(tensors))
+
+    def _palestra_change(self, receive: Callable[[FolderLoader], None]) -> dict[str, Any]:
         loader = self._palestra_loader()
         with set_current_vllm_config(self.vllm_config):
             loader.start()
             try:
-                loader.receive(folder)
+                receive(loader)
             except ValueError as error:
                 return {"refusal": str(error)}
             loader.finish()
@@ -252,6 +287,28 @@ class WorkerExtension:
             read_folder(folder)
         except (ValueError, OSError) as error:
             return {"refusal": str(error)}
+        return {"refusal": None}
+
+    def palestra_adapter_ids(self) -> dict[str, Any]:
+        """The numbers of the LoRA adapters that are loaded."""
+        return {"ids": sorted(self.list_loras())}
+
+    def palestra_exchange_adapter(self, adapter_id: int, folder: str) -> dict[str, Any]:
+        """Load an adapter's folder in the place of one that is loaded.
+
+        Requests go on naming the one they knew. vLLM's own exchange (`load_inplace`) makes each
+        request carry its folder and load it again at every step: those of before and after the
+        exchange would undo each other's.
+        """
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest("adapter", adapter_id, folder, load_inplace=True)
+        try:
+            self.add_lora(request)
+            # Out of the cache it would be loaded again from the folder that it had at first.
+            self.pin_lora(adapter_id)
+        except Exception as error:
+            return {"refusal": _one_line(error)}
         return {"refusal": None}
 
     def _palestra_loader(self) -> FolderLoader:

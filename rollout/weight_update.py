@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -127,6 +128,7 @@ class WeightUpdater:
         # What a server that starts again needs: the last folder, and an adapter loaded since.
         self._served: list[tuple[int, _Source, Probe | None]] = []
         self._sender: Any = None
+        self._adapter_id: int | None = None  # the worker's number of our adapter
 
     async def update(
         self,
@@ -166,7 +168,7 @@ class WeightUpdater:
         says so by its version.
         """
         async with self._lock:
-            self._features, self._sender = None, None
+            self._features, self._sender, self._adapter_id = None, None, None
             self.model, self.version = self._base_model, None
             for version, source, probe in self._served:
                 if source.tensors is None:
@@ -239,8 +241,9 @@ class WeightUpdater:
 
     async def _pause(self, model: str) -> None:
         mode = self.mode
-        if mode == "keep" and model != self.model:
-            # A generation keeps the name it was asked under, and with it the adapter or none.
+        exchanged = model == self.model and (model != ADAPTER or self._adapter_id is not None)
+        if mode == "keep" and not exchanged:
+            # A generation keeps the adapter that it was asked with, or none.
             mode = "wait"
         clear = "true" if self.kv_after_update == "recompute" else "false"
         await self._client.post(
@@ -271,18 +274,36 @@ class WeightUpdater:
                 {"method": "reload_weights", "kwargs": {"weights_path": source.folder}},
             )
         elif source.lora is not None:
-            adapter = {"lora_name": ADAPTER, "lora_path": source.lora}
-            # Loading into a name that is not there yet is the same request.
-            try:
-                await self._post("/v1/load_lora_adapter", {**adapter, "load_inplace": True})
-            except RequestFailed as error:
-                raise ValueError(f"{source.lora} could not be loaded: {error.message}") from None
+            await self._load_adapter(source.lora, features)
         else:
             assert source.tensors is not None and features.backend is not None
             if self._sender is None:
                 self._sender = open_sender(features.backend, client, self._timeout_s)
             await self._sender.send(source.tensors)
         await self._post("/update_weight_version", {"new_version": name_version(version)})
+
+    async def _load_adapter(self, folder: str, features: ServerFeatures) -> None:
+        if self._adapter_id is not None:
+            arguments = (self._adapter_id, folder)
+            for result in await _call(self._client, "palestra_exchange_adapter", *arguments):
+                if result["refusal"] is not None:
+                    raise ValueError(f"{folder} could not be loaded: {result['refusal']}")
+            return
+        before = await self._adapter_ids(features)
+        adapter = {"lora_name": ADAPTER, "lora_path": folder}
+        with suppress(RequestFailed):  # an earlier engine's, or none
+            await self._post("/v1/unload_lora_adapter", {"lora_name": ADAPTER})
+        try:
+            await self._post("/v1/load_lora_adapter", adapter)
+        except RequestFailed as error:
+            raise ValueError(f"{folder} could not be loaded: {error.message}") from None
+        added = await self._adapter_ids(features) - before
+        self._adapter_id = added.pop() if len(added) == 1 else None
+
+    async def _adapter_ids(self, features: ServerFeatures) -> set[int]:
+        if not features.extension:
+            return set()
+        return set((await _call(self._client, "palestra_adapter_ids"))[0]["ids"])
 
     async def _post(self, path: str, body: Mapping[str, Any] | None = None) -> None:
         await self._client.post(path, body, timeout_s=self._timeout_s)
@@ -291,7 +312,7 @@ class WeightUpdater:
 async def _call(
     client: TokenClient,
     method: str,
-    *arguments: str,
+    *arguments: str | int,
     idempotent: bool = False,
     timeout_s: float = _QUICK_S,
 ) -> list[dict[str, Any]]:

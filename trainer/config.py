@@ -20,7 +20,9 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(description='model folder, Hugging Face id, or "tiny" (made on the spot)')
+    model: str = Field(
+        description='model folder, Hugging Face id, "smollm2", or "tiny" (made on the spot)'
+    )
     out: Path = Field(description="run directory; must not exist yet")
     seed: int = Field(default=0, ge=0, description="seeds weights, task order and sampling")
     device: str = Field(default="auto", description='"auto", "cpu", "cuda" or "cuda:N"')

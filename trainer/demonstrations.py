@@ -33,7 +33,7 @@ def read_demonstrations(path: Path) -> list[tuple[list[Message], list[ToolSchema
     if not path.is_file():
         raise ValueError(f"no demonstrations at {path}")
     conversations = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -55,10 +55,11 @@ def evaluate(config: RLConfig, problems: int, folder: Path) -> dict[str, dict[st
 
 
 def describe_calls(episodes: Iterable[Episode]) -> dict[str, Any]:
-    """Calls, how many of them got a result, their errors by kind, and answers that were lost.
+    """Calls, their errors by kind, and answers that were lost.
 
-    Lost is an answer that stands behind the last #### of an episode and is right, but was not
-    scored as such.
+    A valid call is whole, names the tool and fits its schema; one that was answered also has a
+    result (`1,000 * 2` and `5 / 0` have none). Lost is an answer that stands behind the last ####
+    of an episode and is right, but was not scored as such.
     """
     calls, lost = 0, 0
     errors: Counter[str] = Counter()
@@ -66,8 +67,14 @@ def describe_calls(episodes: Iterable[Episode]) -> dict[str, Any]:
         calls += sum(len(turn.tool_results) for turn in episode.turns)
         errors.update(episode.tool_errors())
         lost += is_lost(episode)
-    valid = calls - errors.total()
-    return {"calls": calls, "valid_calls": valid, "call_errors": dict(errors), "lost": lost}
+    answered = calls - errors.total()
+    return {
+        "calls": calls,
+        "valid_calls": answered + errors["tool_error"],
+        "answered_calls": answered,
+        "call_errors": dict(errors),
+        "lost": lost,
+    }
 
 
 def is_lost(episode: Episode) -> bool:

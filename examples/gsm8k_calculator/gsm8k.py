@@ -58,7 +58,7 @@ class GSM8KEnv(ToolEnv):
         split: str = "train",
         tool: bool = True,
         max_calculations: int | None = None,
-        max_turns: int = 12,
+        max_turns: int = 10,
         **kwargs: Any,
     ) -> None:
         super().__init__(

@@ -113,7 +113,7 @@ def run_stage(stage: Stage, log: Path) -> None:
 def show_results(out: Path) -> str:
     """A table of all evaluations that are done, in Markdown; also written to results.md."""
     lines = [
-        "| model | | solved | 95% interval | valid calls | replies | tokens | lost |",
+        "| model | | solved | 95% interval | calls: valid, answered | replies | tokens | lost |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in ("base", "sft", "rl"):
@@ -122,7 +122,8 @@ def show_results(out: Path) -> str:
             continue
         for condition, found in json.loads(path.read_text(encoding="utf-8")).items():
             solved = round(found["success"] * found["problems"])
-            calls = f"{found['valid_calls']} of {found['calls']}" if found["calls"] else "-"
+            valid, answered = found["valid_calls"], found["answered_calls"]
+            calls = f"{valid}, {answered} of {found['calls']}" if found["calls"] else "none"
             lines.append(
                 f"| {name} | {condition} | {solved} of {found['problems']} "
                 f"| {found['low']:.1%}-{found['high']:.1%} | {calls} "

@@ -12,7 +12,7 @@ from typing import Any
 
 from palestra.endpoint.exchange import Reply
 
-_FORMAT = 1  # of the files; a change makes all older ones misses
+_FORMAT = 2  # of the files; a change makes all older ones misses
 _VARYING = "\0varying\0"  # stands on disk for what is in no two requests; JSON writes no NUL
 
 
@@ -44,6 +44,8 @@ class ReplyCache:
                 text=text,
                 finish_reason=stored["finish_reason"],
                 model=stored["model"],
+                tool_calls=tuple(stored["tool_calls"]),
+                reasoning=stored["reasoning"],
                 cost=0.0,
                 cached=True,
             )
@@ -59,6 +61,8 @@ class ReplyCache:
             "text": reply.text.replace(varying, _VARYING) if varying else reply.text,
             "finish_reason": reply.finish_reason,
             "model": reply.model,
+            "tool_calls": reply.tool_calls,
+            "reasoning": reply.reasoning,
         }
         path = self._path(key)
         with contextlib.suppress(OSError):

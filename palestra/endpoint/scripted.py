@@ -15,7 +15,7 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scripted:
-    """What the server answers: a chat completion of `text`, or a `status` and what else goes wrong.
+    """What the server answers: a chat completion, or a `status` and what else goes wrong.
 
     `raw` goes out in place of the JSON, `delay_s` passes before anything does, and of the body only
     the first `cut_after` bytes are sent before the connection breaks; with `drip_s` its bytes come
@@ -25,6 +25,8 @@ class Scripted:
     text: str | None = ""
     finish_reason: str = "stop"
     refusal: str | None = None
+    tool_calls: Any = None
+    reasoning_content: str | None = None
     prompt_tokens: int | None = 100
     completion_tokens: int = 10
     cached_tokens: int = 0
@@ -45,6 +47,10 @@ class Scripted:
         message: Body = {"role": "assistant", "content": self.text}
         if self.refusal is not None:
             message["refusal"] = self.refusal
+        if self.tool_calls is not None:
+            message["tool_calls"] = self.tool_calls
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
         completion: Body = {
             "id": "scripted",
             "object": "chat.completion",

@@ -140,15 +140,15 @@ def test_calls_and_lost_answers_are_counted(tmp_path: Path) -> None:
     data = write_problems(tmp_path, [CLIPS])
     good = '<tool_call>\n{"name": "calculate", "arguments": {"expression": "48/2"}}\n</tool_call>'
     scripts = [
-        ([good, "So\n#### 72"], 1, {}, 0),
-        ([good.replace("48/2", "48 clips"), good, "#### 71"], 2, {"tool_error": 1}, 0),
-        ([good.replace("calculate", "count"), "#### 72"], 1, {"unknown_tool": 1}, 0),
-        (["#### 72 clips, not 73"], 0, {}, 1),  # the last number is taken
+        ([good, "So\n#### 72"], (1, 1, 1), {}, 0),
+        ([good.replace("48/2", "48 clips"), good, "#### 71"], (2, 2, 1), {"tool_error": 1}, 0),
+        ([good.replace("calculate", "count"), "#### 72"], (1, 0, 0), {"unknown_tool": 1}, 0),
+        (["#### 72 clips, not 73"], (0, 0, 0), {}, 1),  # the last number is taken
     ]
-    for script, calls, errors, lost in scripts:
+    for script, counts, errors, lost in scripts:
         found = describe_calls(play(data, ScriptedPolicy(script)))
-        assert (found["calls"], found["call_errors"], found["lost"]) == (calls, errors, lost)
-        assert found["valid_calls"] == calls - len(errors)
+        assert (found["calls"], found["valid_calls"], found["answered_calls"]) == counts
+        assert (found["call_errors"], found["lost"]) == (errors, lost)
 
 
 @pytest.mark.parametrize("machine", ["cpu", "gpu"])

@@ -1,12 +1,21 @@
-"""Folders that are made once and cached: built under a lock, renamed into place when complete."""
+"""Folders that are made once and cached: built under a lock, renamed into place when complete.
+
+A process holds what it uses; what nobody has used for weeks is removed when another is built.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+UNUSED_DAYS = 30
+
+_held: dict[Path, int] = {}  # open folders, by path: a shared lock on each, until the process ends
 
 
 def cache_folder(kind: str) -> Path:
@@ -48,6 +57,62 @@ def make_public(folder: Path) -> None:
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
         path.chmod(0o755)  # whatever the umask says
+
+
+def cached(kind: str, name: str, build: Callable[[Path], None]) -> Path:
+    """The cached folder of that kind and name, made by `build` if there is none (see `build_once`).
+
+    Nobody removes it while this process lives. Raises ValueError as `cache_folder` does.
+    """
+    folder = cache_folder(kind) / name
+    while folder not in _held or not folder.is_dir():
+        is_new = not folder.is_dir()
+        build_once(folder, build)
+        _hold(folder)
+        if is_new:
+            remove_unused(folder.parent)
+    return folder
+
+
+def _hold(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # it has just been removed
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if folder.is_dir() and os.path.samestat(os.fstat(fd), folder.stat()):
+            _held[folder] = fd
+        else:
+            os.close(fd)
+    with contextlib.suppress(OSError):  # another user's cache
+        _last_use(folder).touch()
+
+
+def _last_use(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.used")
+
+
+def remove_unused(parent: Path, days: float = UNUSED_DAYS) -> list[Path]:
+    """Remove the folders that nobody holds and nobody has begun to use for so long."""
+    removed = []
+    for folder in [path for path in parent.iterdir() if path.is_dir() and path.name[0] != "."]:
+        mark = _last_use(folder)
+        # The time of the folder itself says nothing: the builder sets it.
+        used_s = mark.stat().st_mtime if mark.exists() else folder.stat().st_ctime
+        if time.time() - used_s < days * 86_400:
+            continue
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Under another name first: nobody shall find half of it.
+            doomed = folder.with_name(f".{folder.name}.removed")
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
+            mark.unlink(missing_ok=True)
+            removed.append(folder)
+        except OSError:  # held, or another user's
+            continue
+        finally:
+            os.close(fd)
+    return removed
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:

@@ -67,6 +67,7 @@ def bundle(name: str, *, dense_after: tuple[str, ...] = ()) -> str:
     others: dict[str, None] = {}
     _collect(wanted, sources, others)
     _collect(loader, sources, others)
+    others = {name: None for name in others if not name.startswith(__package__)}
     load = f"load({wanted!r})"
     if dense_after:
         load = f"load_densely({wanted!r}, {[*others, *dense_after]!r})"
@@ -83,14 +84,16 @@ def _collect(module: str, sources: dict[str, str], others: dict[str, None]) -> N
     if module in sources or not path.exists():  # a name in a module, or a package
         return
     sources[module] = path.read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(sources[module])):
-        if isinstance(node, ast.Import):
-            others.update(dict.fromkeys(alias.name for alias in node.names))
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(__package__):
+    tree = ast.parse(sources[module])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(__package__):
             for imported in (node.module, *(f"{node.module}.{a.name}" for a in node.names)):
                 _collect(str(imported), sources, others)
-        elif isinstance(node, ast.ImportFrom):
-            others[str(node.module)] = None
+    for statement in tree.body:  # what is imported later is not needed by all
+        if isinstance(statement, ast.Import):
+            others.update(dict.fromkeys(alias.name for alias in statement.names))
+        elif isinstance(statement, ast.ImportFrom):
+            others[str(statement.module)] = None
 
 
 def guest_source() -> str:
@@ -165,6 +168,9 @@ class GuestSandbox(Sandbox):
             await self._ask(_nothing, request, timeout_s=START_TIMEOUT_S)
         except SandboxDied as death:  # no code of a policy's has run yet
             raise Failure(f"sandbox:{self.backend}", f"it did not start: {death}") from None
+        except OSError as error:  # what the guest says that it could not do
+            await self._end(Death(own=False, how=f"it did not start: {error}"))
+            raise self._failure() from None
 
     async def run(
         self,

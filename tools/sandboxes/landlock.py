@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import importlib
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from palestra.tools.sandboxes import control_groups
+from palestra.tools.sandboxes.blocking import run_blocking
 from palestra.tools.sandboxes.channel import Channel, SocketChannel
 from palestra.tools.sandboxes.guest_sandbox import Death, GuestSandbox, bundle
 from palestra.tools.sandboxes.landlock_filter import narrow_program
@@ -109,7 +109,7 @@ class LandlockSandbox(GuestSandbox):
         return control_groups.writable_hierarchy()
 
     async def _launch(self) -> Channel:
-        return await asyncio.to_thread(self._start_keeper)
+        return await run_blocking(self._start_keeper)
 
     def _start_keeper(self) -> Channel:
         hierarchy = self._hierarchy()
@@ -158,7 +158,7 @@ class LandlockSandbox(GuestSandbox):
 
     async def _terminate(self) -> None:
         if self._link is not None:
-            await asyncio.to_thread(self._kill_tree)
+            await run_blocking(self._kill_tree)
 
     def _kill_tree(self) -> None:
         assert self._link is not None
@@ -169,7 +169,7 @@ class LandlockSandbox(GuestSandbox):
             self._group.remove()
 
     async def _find_cause(self) -> Death:
-        return await asyncio.to_thread(self._end_of_guest)
+        return await run_blocking(self._end_of_guest)
 
     def _end_of_guest(self) -> Death:
         with contextlib.suppress(OSError):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from palestra.tools.sandboxes import control_groups
+from palestra.tools.sandboxes.blocking import run_blocking
 from palestra.tools.sandboxes.channel import Channel, SocketChannel
 from palestra.tools.sandboxes.guest_sandbox import (
     WORK_FOLDER,
@@ -97,7 +98,7 @@ class NamespaceSandbox(GuestSandbox):
         limits = self.spec.limits
         zygote = running_zygote(self.spec)
         if zygote is None:
-            zygote = await asyncio.to_thread(zygote_for, self.spec)
+            zygote = await run_blocking(zygote_for, self.spec)
         self._zygote = zygote
         request = {
             "op": "spawn",
@@ -114,7 +115,7 @@ class NamespaceSandbox(GuestSandbox):
                 await zygote.ask_for_clone(request, theirs)
             self._pid, self._pidfd = await receive_clone(ours)
             if zygote.groups is not None:
-                await _to_its_end(asyncio.to_thread(self._join_group, zygote.groups))
+                await _to_its_end(run_blocking(self._join_group, zygote.groups))
             undo.pop_all()
         return channel
 
@@ -140,10 +141,10 @@ class NamespaceSandbox(GuestSandbox):
             await asyncio.wait_for(readable(self._pidfd), END_TIMEOUT_S)
         os.close(self._pidfd)
         if self._group is not None:
-            await asyncio.to_thread(self._group.remove)
+            await run_blocking(self._group.remove)
 
     async def _find_cause(self) -> Death:
-        return await asyncio.to_thread(self._ask_zygote)
+        return await run_blocking(self._ask_zygote)
 
     def _ask_zygote(self) -> Death:
         poll = select.poll()
@@ -222,7 +223,7 @@ class ZygoteProcess:
             try:
                 self._control.sendmsg(message, rights, socket.MSG_DONTWAIT)
             except BlockingIOError:  # few requests fit into the queue
-                await _to_its_end(asyncio.to_thread(self._control.sendmsg, message, rights))
+                await _to_its_end(run_blocking(self._control.sendmsg, message, rights))
         except OSError as error:
             raise Failure("sandbox:namespace", f"its zygote is gone: {error}") from None
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from palestra.tools.sandboxes.folder_cache import build_once, cache_folder, make_public
+from palestra.tools.sandboxes.folder_cache import cached, make_public
 from palestra.tools.sandboxes.image_archive import (
     Archive,
     Image,
@@ -92,7 +92,7 @@ def rootfs_from_image(archive: Path, *, max_bytes: int = MAX_BYTES) -> Path:
                 path.chmod(0o1777 if name == "tmp" else 0o755)
 
         key = f"image{_RECIPE}-{image.digest.partition(':')[2][:32]}"
-        return build_once(cache_folder("rootfs") / key, build)
+        return cached("rootfs", key, build)
 
 
 def _unpack(archive: Archive, image: Image, folder: Path, max_bytes: int) -> None:

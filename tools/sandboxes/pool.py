@@ -41,6 +41,7 @@ class SandboxPool:
         self._taken: set[Sandbox] = set()
         self._starting = 0
         self._waiting: deque[Future[Sandbox | None]] = deque()
+        self._refills: set[Future[None]] = set()
         self._closed = False
 
     async def acquire(self) -> Sandbox:
@@ -78,6 +79,8 @@ class SandboxPool:
             self._taken.clear()
             self._serve()
         await asyncio.gather(*(sandbox.kill() for sandbox in sandboxes), return_exceptions=True)
+        if refills := [asyncio.wrap_future(refill) for refill in list(self._refills)]:
+            await asyncio.wait(refills, timeout=CLOSE_TIMEOUT_S)  # they see that it is closed
 
     def close(self) -> None:
         """The same for code that is not asynchronous."""
@@ -156,7 +159,9 @@ class SandboxPool:
                 if self._closed or self._waiting or full or ready >= self.spec.warm:
                     return
                 self._starting += 1
-            event_loop.start(self._start_idle())
+            refill = event_loop.start(self._start_idle())
+            self._refills.add(refill)
+            refill.add_done_callback(self._refills.discard)
 
     async def _start_idle(self) -> None:
         sandbox = self._backend(self.spec)
@@ -187,6 +192,9 @@ def pool_of(spec: SandboxSpec) -> SandboxPool:
         pool = _pools.get(spec)
         if pool is None:
             pool = _pools[spec] = SandboxPool(spec)
+            # Before what the backend, which is imported by now, has registered.
+            atexit.unregister(close_pools)
+            atexit.register(close_pools)
         return pool
 
 
@@ -208,5 +216,4 @@ def _forget_after_fork() -> None:
     _pools.clear()
 
 
-atexit.register(close_pools)
 os.register_at_fork(after_in_child=_forget_after_fork)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from palestra.tools.sandboxes.clone_steps import bring_up_loopback, take, write_if_there
 from palestra.tools.sandboxes.guest.frames import pack
 from palestra.tools.sandboxes.guest.interpreter import Interpreter
+from palestra.tools.sandboxes.guest.memory import enforce_total
 from palestra.tools.sandboxes.guest.server import Guest
 from palestra.tools.sandboxes.kernel import libc, write_text
 
@@ -45,6 +46,7 @@ def rehearse(guest: Guest, streams: Streams) -> None:
     modules, path, argv = dict(sys.modules), list(sys.path), list(sys.argv)
     for _ in range(ROUNDS):
         take(STEPS)
+        enforce_total(WATCHED_MB)
         _serve(guest)
         _answer(streams)
     sys.modules["__main__"] = modules["__main__"]

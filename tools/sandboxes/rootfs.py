@@ -22,7 +22,7 @@ from pathlib import Path
 
 from palestra.tools.sandboxes.folder_cache import (
     build_once,
-    cache_folder,
+    cached,
     check_reachable,
     make_public,
 )
@@ -84,7 +84,7 @@ def prepare_rootfs(
         key = _key(packages, constraints)
         build = partial(_build, packages=packages, constraints=constraints, key=key)
         if folder is None:
-            return build_once(cache_folder("rootfs") / key, build)
+            return cached("rootfs", key, build)
         folder = folder.absolute()
         if folder.exists() and f"BUILD_ID={key}\n" not in _read(folder / "etc/os-release"):
             raise ValueError(

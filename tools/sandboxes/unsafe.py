@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import shutil
 import socket
@@ -11,6 +10,7 @@ import sys
 import tempfile
 from typing import Any, ClassVar
 
+from palestra.tools.sandboxes.blocking import run_blocking
 from palestra.tools.sandboxes.channel import Channel, SocketChannel
 from palestra.tools.sandboxes.guest_sandbox import Death, GuestSandbox, guest_source
 from palestra.tools.sandboxes.limits import Capabilities, Guarantee
@@ -39,7 +39,7 @@ class UnsafeSandbox(GuestSandbox):
         _logger.warning(
             "an unsafe sandbox starts: what runs in it can do everything that this user can"
         )
-        return await asyncio.to_thread(self._start_process)
+        return await run_blocking(self._start_process)
 
     def _start_process(self) -> Channel:
         self.home = tempfile.mkdtemp(prefix="palestra-unsafe-")
@@ -68,10 +68,10 @@ class UnsafeSandbox(GuestSandbox):
             return
         # The guest kills what it has started as soon as its connection closes.
         try:
-            await asyncio.to_thread(self._process.wait, 15)
+            await run_blocking(self._process.wait, 15)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            await asyncio.to_thread(self._process.wait)
+            await run_blocking(self._process.wait)
         shutil.rmtree(self.home, ignore_errors=True)
 
     async def _find_cause(self) -> Death:

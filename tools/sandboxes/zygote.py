@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from palestra.tools.sandboxes import clone_steps
 from palestra.tools.sandboxes.guest.frames import Gone, receive, send
 from palestra.tools.sandboxes.guest.interpreter import open_streams
+from palestra.tools.sandboxes.guest.loader import fill_holes
 from palestra.tools.sandboxes.guest.server import Guest
 from palestra.tools.sandboxes.kernel import CLONE_NEW, SYS_CLONE, libc
 from palestra.tools.sandboxes.rehearsal import rehearse
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from palestra.tools.sandboxes.guest.interpreter import Streams
 
 CLONE_PIDFD = 0x1000
+_fillers: list[object] = []
 # Of CPython: what os.fork does beside the system call.
 _before_fork = ctypes.pythonapi.PyOS_BeforeFork
 _after_fork_in_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
@@ -161,6 +163,8 @@ def main(control_fd: int) -> None:
     streams = make_streams()
     guest = Guest(settings["env"], streams)
     rehearse(guest, streams)
+    # What a clone makes comes to lie on few pages, too.
+    _fillers.extend(fill_holes())
     # The collector would write to every page that the clones share.
     gc.collect()
     gc.freeze()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from palestra.tools.sandboxes.folder_cache import build_once, cache_folder
+from palestra.tools.sandboxes.folder_cache import build_once, cache_folder, cached, remove_unused
 
 # Builds a folder, notes in a log that it did, and takes its time over it.
 BUILDER = """
@@ -131,3 +131,59 @@ def test_a_cache_out_of_reach_of_the_users_of_sandboxes_is_an_error(
     monkeypatch.setenv("PALESTRA_CACHE", str(public_folder / "private"))
     with pytest.raises(ValueError, match=rf"out of reach .*chmod o\+x {public_folder}/private,"):
         cache_folder("rootfs")
+
+
+# Uses the cached folder "used", then waits until its standard input closes.
+USER = """
+import sys
+from palestra.tools.sandboxes.folder_cache import cached
+
+print(cached("rootfs", "used", lambda folder: None), flush=True)
+sys.stdin.read()
+"""
+
+
+def use(cache: Path) -> subprocess.Popen[str]:
+    user = subprocess.Popen(
+        [sys.executable, "-c", USER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PALESTRA_CACHE": str(cache)},
+    )
+    assert user.stdout is not None
+    assert user.stdout.readline().strip() == str(cache / "rootfs/used")
+    return user
+
+
+def test_what_nobody_has_used_for_weeks_is_removed(public_folder: Path) -> None:
+    use(public_folder).communicate()
+    rootfs = public_folder / "rootfs"
+    assert remove_unused(rootfs) == []
+    a_month_ago = time.time() - 31 * 86_400
+    os.utime(rootfs / ".used.used", (a_month_ago, a_month_ago))
+    assert remove_unused(rootfs) == [rootfs / "used"]
+    assert list(rootfs.iterdir()) == []
+
+
+def test_what_a_process_holds_is_not_removed_however_old(public_folder: Path) -> None:
+    rootfs = public_folder / "rootfs"
+    user = use(public_folder)
+    assert remove_unused(rootfs, days=0) == []
+    assert (rootfs / "used").is_dir()
+    user.communicate()
+    assert remove_unused(rootfs, days=0) == [rootfs / "used"]
+
+
+def test_a_folder_that_was_removed_is_built_again(
+    public_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PALESTRA_CACHE", str(public_folder))
+    built: list[Path] = []
+    folder = cached("rootfs", "mine", built.append)
+    assert cached("rootfs", "mine", built.append) == folder
+    assert len(built) == 1
+    shutil.rmtree(folder)
+    assert cached("rootfs", "mine", built.append) == folder
+    assert folder.is_dir()
+    assert len(built) == 2

@@ -225,6 +225,21 @@ def test_nothing_outlives_a_warden_that_is_killed() -> None:
 
 
 @pytest.mark.skipif(control_groups.writable_hierarchy() is None, reason="no control groups here")
+def test_every_process_is_in_the_control_group() -> None:
+    async def main() -> None:
+        sandbox = await started()
+        await sandbox.python("import subprocess; p = subprocess.Popen(['sleep', '60'])")
+        pids = set(descendants(host_pid(sandbox)))
+        assert sandbox._group is not None
+        assert len(pids) == 3  # first process, session and sleeper
+        for folder in sandbox._group.folders.values():
+            assert pids == set(map(int, (folder / "cgroup.procs").read_text().split()))
+        await sandbox.kill()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(control_groups.writable_hierarchy() is None, reason="no control groups here")
 def test_the_processor_share_is_held() -> None:
     code = """
 import time

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import select
 import signal
 import sys
 import time
@@ -77,10 +78,15 @@ class Guest:
         self._waiting.host_fd = read_fd
 
     def fork_session(self) -> None:
-        """Have a process ready for the session, which otherwise is forked when the host says hello.
+        """When the host says something, have a process ready for the session.
 
-        The less this process has done before, the more of its memory the other shares.
+        Otherwise it is forked after the first answer. The less this process has done before, the
+        more of its memory the other shares; but only what the host has put into a control group by
+        then passes the group on.
         """
+        poll = select.poll()
+        poll.register(self._read_fd, select.POLLIN)
+        poll.poll()
         self._session = Session(self._waiting, self._run_session)
 
     def serve_and_end(self) -> None:
@@ -140,7 +146,7 @@ class Guest:
         """Settings, which the session waits for, or starts with once they are answered."""
         self._home = request["home"]
         self._output_bytes = request["output_bytes"]
-        self._waiting.watched_mb = request["watched_mb"]
+        self._waiting.watch_memory(request["watched_mb"])
         self._environment = {**self._inherited, **request["env"]}
         self._rlimits = request["rlimits"]
         set_limits(self._rlimits)

@@ -35,6 +35,11 @@ class Waiting:
         self.others = 0  # processes beside the guest and its session, when last counted
         self._next_look = 0.0
 
+    def watch_memory(self, limit_mb: int) -> None:
+        """Look at it from now on, first after a tick; 0: not at all."""
+        self.watched_mb = limit_mb
+        self._next_look = time.monotonic() + TICK_S
+
     def wait(self, interest: dict[int, int], until: float) -> dict[int, int]:
         """The descriptors that are ready, with their events; none at the time `until`.
 

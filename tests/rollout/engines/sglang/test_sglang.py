@@ -150,7 +150,9 @@ def test_logprobs_are_those_of_the_distribution_that_each_of_a_batch_is_drawn_fr
 def test_scores_are_the_logprobs_of_the_text_at_temperature_1(
     sglang_server: ServerProcess, old: Weights
 ) -> None:
-    full = (PROMPT * 30)[:CONTEXT_LENGTH]
+    full = (PROMPT * 30)[: CONTEXT_LENGTH - 3]
+    last = int(old.model.config.vocab_size) - 1  # SGLang names it 0 in its answer
+    full = (0, last, *full, last)
 
     async def score(engine: SGLangEngine) -> list[tuple[float, ...]]:
         return [await engine.score(text) for text in (PROMPT, PROMPT[:1], full)]
