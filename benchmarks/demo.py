@@ -1,9 +1,9 @@
 """The demo: does one command train a tool agent, on every seed, and does a control learn nothing?
 
-Runs `palestra demo` for the seeds 0, 1 and 2 and once with shuffled rewards, each in a fresh
-process. The peer is TRL's SFTTrainer: seconds per optimizer step on the same tiny model, the same
-demonstrations and the same batch as our SFT stage. `--quick` rehearses the demo (a few steps of
-everything) and measures the peer.
+Runs `palestra demo` for the seeds 0, 1 and 2, once with shuffled rewards and once with rollouts on
+vLLM, each in a fresh process. The peer is TRL's SFTTrainer: seconds per optimizer step on the same
+tiny model, the same demonstrations and the same batch as our SFT stage. `--quick` rehearses the
+demo (a few steps of everything) and measures the peer.
 """
 
 from __future__ import annotations
@@ -142,6 +142,7 @@ def main() -> None:
         runs = {f"seed{seed}": ["--seed", str(seed)] for seed in ([0] if quick else [0, 1, 2])}
         if not quick:
             runs["control"] = ["--seed", "0", "--control"]
+            runs["vllm"] = ["--seed", "0", "--engine", "vllm"]
         for name, options in runs.items():
             extra = ["--rehearsal"] if quick else []
             summary = run_demo(Path(folder) / name, *options, *extra)

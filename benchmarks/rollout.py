@@ -1,4 +1,4 @@
-"""The rollout driver beside what its servers give to a plain load generator, and `verifiers`.
+"""The rollout driver beside what its servers give to a plain load generator.
 
 **Token server.** A server on the other core answers every request after a fixed second
 (benchmarks/token_server.py). Episodes are three tool calls in contexts of 8k tokens, sixteen to a
@@ -8,12 +8,11 @@ through the generator's. Client time is the processor time of the driver's whole
 one generation and the next, in episodes of 50 turns that are played alone.
 
 **vLLM** (`--part vllm`). SmolLM2-135M, 32 at once, the same environment; a grammar has every reply
-call the tool, so that all sides sample the same tokens. The generator replays the driver's requests
-turn after turn, on an emptied prefix cache, and `verifiers` 0.1.14 plays the environment through
-the same server's chat endpoint.
+call the tool, so that both sides sample the same tokens. The generator replays the driver's
+requests turn after turn, each side on an emptied prefix cache.
 
-**Soak** (`--part soak`). 2,000 episodes at once against a tiny model on vLLM, then a run in which
-the server is killed 20 times at random moments. Every episode must be accounted for.
+**Soak** (`--part soak`). 2,000 episodes at once against a tiny model on vLLM. **Kills** (`--part
+kills`): that server is killed 20 times at random moments. Every episode must be accounted for.
 """
 
 from __future__ import annotations
@@ -57,6 +56,7 @@ from palestra.rollout.episode import is_final
 from palestra.rollout.token_client import TokenClient
 from palestra.rollout.vllm_wire import generate_body
 from palestra.tools import parse_reply, tool
+from palestra.trainer.model_folder import find_model_folder
 from palestra.trainer.tiny import build_model, train_tokenizer
 from palestra.types import Completion, Message, Sampling, Structure, Task
 
@@ -417,8 +417,48 @@ def rss_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+async def measure_vllm(rounds: int) -> dict[str, float]:
+    """The driver's speed on SmolLM2 as a fraction of the load generator's."""
+    folder = find_model_folder("smollm2")
+    chat_format = ChatFormat.load(folder)
+    engine = await VLLMEngine.launch(
+        folder,
+        stop_ids=chat_format.stop_ids,
+        context_length=1024,
+        dtype="bfloat16",
+        max_concurrent=64,
+        env={"OMP_NUM_THREADS": "1"},
+    )
+    concurrency, count = 32, 64
+    driver: list[float] = []
+    bare: list[float] = []
+    try:
+        tasks = [short_task(n) for n in range(count)]
+        for warm in (True, *[False] * rounds):
+            await engine.control.post("/reset_prefix_cache", timeout_s=60)
+            started = time.perf_counter()
+            episodes = [e async for e in play_short(engine, chat_format, tasks, concurrency)]
+            seconds = time.perf_counter() - started
+            assert all(len(e.turns) == TURNS for e in episodes) and len(episodes) == count
+            if warm:
+                continue
+            driver.append(seconds)
+            requests = [bodies_of(episode, chat_format) for episode in episodes]
+            await engine.control.post("/reset_prefix_cache", timeout_s=60)
+            bare.append(await replay(engine.client.base_url, requests, concurrency))
+    finally:
+        await engine.aclose()
+    median = statistics.median
+    return {
+        "driver_fraction_vllm_c32": round(median(bare) / median(driver), 3),
+        "driver_turns_per_s_vllm_c32": round(count * TURNS / median(driver), 2),
+        "bare_turns_per_s_vllm_c32": round(count * TURNS / median(bare), 2),
+    }
+
+
 PARTS: dict[str, Callable[[bool], dict[str, float]]] = {
     "token": measure_token_server,
+    "vllm": lambda quick: asyncio.run(measure_vllm(1 if quick else 3)),
     "soak": lambda quick: asyncio.run(soak(500 if quick else 2_000)),
     "kills": lambda quick: asyncio.run(survive(2 if quick else 20)),
 }

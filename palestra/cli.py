@@ -241,6 +241,12 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: a fresh runs/… folder")
     parser.add_argument("--seed", type=_SEED, default=0, metavar="N", help="default: 0")
     parser.add_argument(
+        "--engine",
+        choices=["hf", "vllm", "sglang"],
+        default="hf",
+        help="what samples for GRPO: this process (default) or a server (`make vllm` installs one)",
+    )
+    parser.add_argument(
         "--control", action="store_true", help="deal rewards out at random: nothing may be learned"
     )
     parser.add_argument(
@@ -253,6 +259,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         return cli_demo.run(
             arguments.out,
             seed=arguments.seed,
+            engine=arguments.engine,
             control=arguments.control,
             rehearsal=arguments.rehearsal,
         )

@@ -11,9 +11,9 @@ from rich.table import Table
 from palestra.demo import run_demo
 
 
-def run(out: Path | None, *, seed: int, control: bool, rehearsal: bool) -> int:
-    """Run the demo. Raises ValueError if the folder is in use."""
-    _print(run_demo(out, seed=seed, control=control, rehearsal=rehearsal))
+def run(out: Path | None, *, seed: int, engine: str, control: bool, rehearsal: bool) -> int:
+    """Run the demo. Raises ValueError if the folder is in use or the engine is not installed."""
+    _print(run_demo(out, seed=seed, engine=engine, control=control, rehearsal=rehearsal))
     return 0
 
 

@@ -37,13 +37,19 @@ EVAL_TEMPERATURE = 0.6
 
 
 def run_demo(
-    out: Path | None = None, *, seed: int = 0, control: bool = False, rehearsal: bool = False
+    out: Path | None = None,
+    *,
+    seed: int = 0,
+    engine: str = "hf",
+    control: bool = False,
+    rehearsal: bool = False,
 ) -> dict[str, Any]:
     """Train the tiny model and return the summary, which is also written to `summary.json`.
 
     Without `out` the run goes to a fresh dated folder under `runs/`. `control` deals the rewards
     out at random: a policy that still improved would betray a leak. `rehearsal` takes a few steps
-    of everything, in seconds: all files are written, nothing is learned.
+    of everything, in seconds: all files are written, nothing is learned. `engine` is what samples
+    for GRPO: "hf" in this process, or "vllm" or "sglang", which must be installed.
 
     Raises:
         ValueError: `out` exists and is not empty.
@@ -63,7 +69,7 @@ def run_demo(
     path = out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     with RunDir(path) as run:
         with StageProgress() as progress:
-            summary = _train(run, seed, control, rehearsal, progress)
+            summary = _train(run, seed, engine, control, rehearsal, progress)
         summary["wall_s"] = round(time.perf_counter() - started, 1)
         summary["cpu_s"] = round(time.process_time() - started_cpu, 1)
         summary["peak_memory_mb"] = _peak_memory_mb()
@@ -74,13 +80,13 @@ def run_demo(
 
 
 def _train(
-    run: RunDir, seed: int, control: bool, rehearsal: bool, progress: StageProgress
+    run: RunDir, seed: int, engine: str, control: bool, rehearsal: bool, progress: StageProgress
 ) -> dict[str, Any]:
     from palestra.envs.arithmetic import arithmetic_tasks
     from palestra.trainer import train_rl, train_sft
 
     heldout = arithmetic_tasks("test")[SELECTION_TASKS : SELECTION_TASKS + HELDOUT_TASKS]
-    sft_config, rl_config = stage_configs(run.path, seed, control)
+    sft_config, rl_config = stage_configs(run.path, seed, control, engine)
     demonstrations = DEMONSTRATIONS
     if rehearsal:
         few = {"steps": 2, "eval_every": 2, "eval_tasks": 8, "stop_at_success": None}
@@ -97,7 +103,7 @@ def _train(
     after = _evaluate(run, rl_config, rl.checkpoint, heldout, "after", rl.best_step)
     progress.stage("after", None)(0, {"heldout": after.mean})
 
-    summary: dict[str, Any] = {"env_id": ENV_ID, "seed": seed}
+    summary: dict[str, Any] = {"env_id": ENV_ID, "seed": seed, "engine": engine}
     for name, evaluation in {"before": before, "after": after}.items():
         summary[f"heldout_{name}"] = round(evaluation.mean, 4)
         summary[f"heldout_{name}_low"] = round(evaluation.low, 4)
@@ -117,7 +123,9 @@ def _train(
     }
 
 
-def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLConfig]:
+def stage_configs(
+    out: Path, seed: int, control: bool, engine: Any = "hf"
+) -> tuple[SFTConfig, RLConfig]:
     """The demo's two stages; `palestra train` runs the same from TOML."""
     from palestra.trainer.config import RLConfig, SFTConfig
 
@@ -151,6 +159,7 @@ def stage_configs(out: Path, seed: int, control: bool) -> tuple[SFTConfig, RLCon
     )
     rl = RLConfig(
         **shared,
+        engine=engine,
         model=str(out / "checkpoints" / "sft"),
         steps=95,
         tasks_per_step=64,
@@ -198,7 +207,8 @@ def _evaluate(
     from palestra.trainer.session import Session
     from palestra.trainer.transcripts import write_transcripts
 
-    session = Session.open(config.model_copy(update={"model": str(model)}))
+    # One measure, whatever sampled for the training.
+    session = Session.open(config.model_copy(update={"model": str(model), "engine": "hf"}))
     path = run.path / "episodes" / f"{label}.jsonl"
     try:
         evaluation = asyncio.run(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -19,3 +19,13 @@ async def run_blocking(function: Callable[..., T], *arguments: object) -> T:
     except RuntimeError:  # after shutdown
         return function(*arguments)
     return await running
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for what goes on whether or not the waiting is cancelled."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -78,6 +78,7 @@ class Zygote:
             if request["op"] == "spawn":
                 self._spawn(request, *struct.unpack("i", ancillary[0][2]))
             else:
+                self._reap()  # the host may know of an end before the signal has come
                 status = self._ended.pop(request["pid"], None)
                 self._control.send(json.dumps({"status": status}).encode())
 

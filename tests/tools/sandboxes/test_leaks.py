@@ -14,7 +14,8 @@ import pytest
 from palestra.tools.sandboxes import Sandbox, SandboxDied, SandboxPool, SandboxSpec
 from palestra.tools.sandboxes.choose import backend_class
 from palestra.tools.sandboxes.docker import DockerSandbox
-from palestra.tools.sandboxes.namespace import DEDICATED_UID, NamespaceSandbox
+from palestra.tools.sandboxes.namespace import NamespaceSandbox
+from palestra.tools.sandboxes.zygote_process import DEDICATED_UID
 from palestra.types import Failure
 
 pytestmark = [

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from palestra.tools.sandboxes import Guarantee, Limits, SandboxDied, SandboxSpec, control_groups
-from palestra.tools.sandboxes.namespace import NamespaceSandbox, zygote_for
+from palestra.tools.sandboxes.namespace import NamespaceSandbox
+from palestra.tools.sandboxes.zygote_process import zygote_for
 from palestra.types import Failure
 
 SPEC = SandboxSpec(backend="namespace", packages=())
@@ -169,7 +170,8 @@ def test_memory_is_held_without_control_groups_too() -> None:
 _OWNER = """
 import asyncio, json
 from palestra.tools.sandboxes import SandboxSpec
-from palestra.tools.sandboxes.namespace import NamespaceSandbox, zygote_for
+from palestra.tools.sandboxes.namespace import NamespaceSandbox
+from palestra.tools.sandboxes.zygote_process import zygote_for
 
 async def main():
     spec = SandboxSpec(backend="namespace", packages=())
@@ -222,6 +224,42 @@ def test_nothing_outlives_a_warden_that_is_killed() -> None:
         return pids
 
     assert asyncio.run(main())
+
+
+def test_sandboxes_of_one_zygote_do_not_share_their_variables() -> None:
+    async def main() -> None:
+        secret = SandboxSpec(backend="namespace", packages=(), env=(("SECRET", "4711"),))
+        seen = []
+        for spec in (secret, SPEC):
+            sandbox = await started(spec)
+            seen.append((await sandbox.python("import os; os.environ.get('SECRET')")).value)
+            seen.append((await sandbox.run("echo $SECRET")).stdout)
+            await sandbox.kill()
+        assert seen == ["'4711'", "4711\n", "", "\n"]
+
+    asyncio.run(main())
+
+
+def test_an_owner_that_closes_no_pool_ends_without_a_warning() -> None:
+    code = """
+import asyncio
+from palestra.tools.sandboxes import SandboxSpec
+from palestra.tools.sandboxes.pool import pool_of
+
+async def main():
+    pool = pool_of(SandboxSpec(backend="namespace", packages=(), warm=1))
+    sandbox = await pool.acquire()
+    print((await sandbox.python("1 + 1")).value)
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("2\n", "", 0)
 
 
 @pytest.mark.skipif(control_groups.writable_hierarchy() is None, reason="no control groups here")

@@ -20,6 +20,14 @@ def test_a_bundle_defines_main_and_does_not_call_it() -> None:
     )
 
 
+def test_a_dense_bundle_defines_the_same_after_the_other_modules() -> None:
+    code = bundle("guest.server", dense_after=("colorsys",))
+    end = "import sys; print(main.__name__, 'colorsys' in sys.modules, 'tarfile' in sys.modules)"
+    assert run(code + end) == "main True False\n"
+    hidden = "import sys; print([name for name in sys.modules if 'palestra' in name])"
+    assert run(code + hidden) == "[]\n"
+
+
 def test_no_module_of_the_bundle_can_be_seen_afterwards() -> None:
     end = (
         "import sys; print([name for name in sys.modules if 'palestra' in name], sys.meta_path[0])"
