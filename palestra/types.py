@@ -276,11 +276,18 @@ class Episode:
         return counts
 
     def to_json(self) -> str:
-        """One line of JSON that `from_json` reads back to an equal episode."""
+        """One line of JSON that `from_json` reads back to an equal episode.
+
+        A turn's prompt repeats what its parent's began with: only the ids after it are written.
+        """
+        plain = {
+            **_fields(self),
+            "turns": [_turn_to_plain(turn, self.turns) for turn in self.turns],
+        }
         try:
-            return json.dumps(self, default=_fields, ensure_ascii=False, separators=(",", ":"))
+            return json.dumps(plain, default=_fields, ensure_ascii=False, separators=(",", ":"))
         except TypeError:  # a task's mapping whose keys JSON does not have
-            return json.dumps(_plain(self), ensure_ascii=False, separators=(",", ":"))
+            return json.dumps(_plain(plain), ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
     def from_json(line: str) -> Episode:
@@ -296,10 +303,30 @@ class Episode:
                 "tools": tuple(data["tools"]),
                 "prompt": tuple(data["prompt"]),
                 "task": Task(**{**task, "messages": tuple(task["messages"])}),
-                "turns": tuple(_turn_from_plain(turn) for turn in turns),
+                "turns": _turns_from_plain(turns),
                 "scores": {agent: Score(**score) for agent, score in scores.items()},
             }
         )
+
+
+def _turn_to_plain(turn: Turn, turns: tuple[Turn, ...]) -> dict[str, Any]:
+    plain: dict[str, Any] = _fields(turn)
+    if turn.parent is not None:
+        known = turns[turn.parent].prompt_ids + turns[turn.parent].completion_ids
+        if turn.prompt_ids[: len(known)] == known:
+            plain["prompt_ids_after_parent"] = plain.pop("prompt_ids")[len(known) :]
+    return plain
+
+
+def _turns_from_plain(turns: list[dict[str, Any]]) -> tuple[Turn, ...]:
+    read: list[Turn] = []
+    for plain in turns:
+        after = plain.pop("prompt_ids_after_parent", None)
+        if after is not None:
+            parent = read[plain["parent"]]
+            plain["prompt_ids"] = (*parent.prompt_ids, *parent.completion_ids, *after)
+        read.append(_turn_from_plain(plain))
+    return tuple(read)
 
 
 def _turn_from_plain(data: dict[str, Any]) -> Turn:

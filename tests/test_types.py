@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from palestra.types import Episode, Outcome, Sampling, Structure, Task, Turn
@@ -26,3 +28,25 @@ def test_an_episode_with_structured_replies_is_read_back(structure: Structure | 
         stop_reason="answer",
     )
     assert Episode.from_json(episode.to_json()) == episode
+
+
+def test_a_conversation_of_turns_is_written_once_and_read_back_equal() -> None:
+    first = Turn(message={}, prompt_ids=(1, 2), completion_ids=(3,), logprobs=(-1.0,))
+    second = Turn(message={}, parent=0, prompt_ids=(1, 2, 3, 4), completion_ids=(5,))
+    branch = Turn(message={}, parent=0, prompt_ids=(1, 2, 3, 6), completion_ids=(7,))
+    afresh = Turn(message={}, prompt_ids=(1, 9), completion_ids=(8,))
+    foreign = Turn(message={}, parent=1, prompt_ids=(9, 9), completion_ids=(8,))
+    episode = Episode(
+        id="e",
+        env_id="test",
+        task=Task(id="t", messages=()),
+        prompt=(),
+        turns=(first, second, branch, afresh, foreign),
+        outcome=Outcome.SCORED,
+        stop_reason="answer",
+    )
+    assert Episode.from_json(episode.to_json()) == episode
+    written = [
+        turn.get("prompt_ids_after_parent") for turn in json.loads(episode.to_json())["turns"]
+    ]
+    assert written == [None, [4], [6], None, None]
