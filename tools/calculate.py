@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import re
 from collections.abc import Callable
 
 from palestra.tools.tool import tool
@@ -36,8 +37,9 @@ async def calculate(expression: str) -> Number:
     try:
         tree = ast.parse(text.replace("−", "-"), mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
+        hint = "; write 80000, not 80,000" if re.search(r"\d,\d", text) else ""
         raise ToolError(
-            "this is no arithmetic expression: use numbers and + - * / ** ( )"
+            f"this is no arithmetic expression: use numbers and + - * / ** ( ){hint}"
         ) from None
     try:
         return _evaluate(tree.body, MAX_DEPTH)
@@ -69,6 +71,8 @@ def _evaluate(node: ast.expr, depth: int) -> Number:
             return _checked(_FUNCTIONS[name](*values))
         case ast.Name(name) | ast.Call(ast.Name(name), _, []):
             raise ToolError(f"unknown name {name[:40]!r}")
+        case ast.Tuple():
+            raise ToolError("commas only between a function's arguments: write 80000, not 80,000")
     raise ToolError(f"not allowed in an expression: {ast.unparse(node)[:80]}")
 
 

@@ -45,6 +45,8 @@ def test_an_expression_is_evaluated(expression: str, expected: str) -> None:
     ("expression", "expected"),
     [
         ("1 / 0", "division by zero"),
+        ("80,000 - 50,000", "write 80000, not 80,000"),
+        ("1,050 + 1", "write 80000, not 80,000"),
         ("1 % 0", "division by zero"),
         ("0 ** -1", "division by zero"),
         ("(-8) ** 0.5", "a root of a negative number is not real"),
