@@ -169,7 +169,7 @@ class SGLangEngine:
             kv_cache_tokens: how many tokens' keys and values it keeps; by default 16,384 or two
                 contexts without a GPU, and SGLang's own choice with one.
             on_gpu: by default whether this machine has one.
-            python: the interpreter of an environment with SGLang; see `find_sglang`.
+            python: the interpreter of an environment with SGLang; see `find_python`.
             extra_args, env: more of SGLang's arguments and environment variables.
             log_folder: where sglang.log goes; by default a folder that goes with the engine.
 

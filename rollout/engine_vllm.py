@@ -161,7 +161,7 @@ class VLLMEngine:
             dtype: "float32", "bfloat16", ...: what the server computes in.
             kv_cache_gib: memory for keys and values; by default 1 without a GPU, and vLLM's own
                 choice with one.
-            python: the interpreter of an environment with vLLM; see `find_vllm`.
+            python: the interpreter of an environment with vLLM; see `find_python`.
             extra_args, env: more of vLLM's arguments and environment variables.
             log_folder: where vllm.log goes; by default a temporary folder that `aclose` removes.
 

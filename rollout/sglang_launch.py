@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from palestra.rollout.engine_errors import ServerNotStarted
+from palestra.rollout.engine_python import find_python
 
 # SGLang keeps so many tokens of its context for itself, and takes no prompt that reaches them.
 RESERVED_TOKENS = 7
-
-
-def find_sglang() -> Path:
-    """The interpreter of an environment that has SGLang.
-
-    `PALESTRA_SGLANG_PYTHON` names one; else it is the one that `make sglang` made, or this one.
-
-    Raises:
-        ServerNotStarted: there is none.
-    """
-    made = Path(__file__).resolve().parents[1] / ".venv-sglang"
-    if named := os.environ.get("PALESTRA_SGLANG_PYTHON"):
-        if not Path(named).exists():
-            raise ServerNotStarted(f"PALESTRA_SGLANG_PYTHON is {named}, which does not exist")
-        return Path(named)
-    if (made / ".installed").exists():
-        return made / "bin" / "python"
-    if importlib.util.find_spec("sglang") is not None:
-        return Path(sys.executable)
-    raise ServerNotStarted(
-        "SGLang is not installed: run `make sglang` (for tests on a CPU), or set "
-        "PALESTRA_SGLANG_PYTHON to the Python of an environment that has it"
-    )
 
 
 def sglang_command(
@@ -80,7 +56,7 @@ def sglang_command(
             *("--sampling-backend", "pytorch", "--mem-fraction-static", "0.2"),
             *("--disable-overlap-schedule", "--disable-cuda-graph"),
         ]
-    server = [str(python or find_sglang()), "-m", "sglang.launch_server"]
+    server = [str(python or find_python("sglang")), "-m", "sglang.launch_server"]
 
     def command(port: int) -> list[str]:
         return [*server, "--host", "127.0.0.1", "--port", str(port), *arguments, *extra_args]

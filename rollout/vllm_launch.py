@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from palestra.rollout.engine_errors import ServerNotStarted
+from palestra.rollout.engine_python import find_python
 
 # The worker's side of live weight updates.
 _UPDATABLE = (
     *("--worker-extension-cls", "palestra.rollout.vllm_worker.WorkerExtension"),
     *("--weight-transfer-config", '{"backend":"disk"}'),
 )
-
-
-def find_vllm() -> Path:
-    """The interpreter of an environment that has vLLM.
-
-    `PALESTRA_VLLM_PYTHON` names one; else it is the one that `make vllm` made, or this one.
-
-    Raises:
-        ServerNotStarted: there is none.
-    """
-    made = Path(__file__).resolve().parents[1] / ".venv-vllm"
-    if named := os.environ.get("PALESTRA_VLLM_PYTHON"):
-        if not Path(named).exists():
-            raise ServerNotStarted(f"PALESTRA_VLLM_PYTHON is {named}, which does not exist")
-        return Path(named)
-    if (made / ".installed").exists():
-        return made / "bin" / "python"
-    if importlib.util.find_spec("vllm") is not None:
-        return Path(sys.executable)
-    raise ServerNotStarted(
-        "vLLM is not installed: run `make vllm`, or set PALESTRA_VLLM_PYTHON to the Python of an "
-        "environment that has it and palestra"
-    )
 
 
 def vllm_command(
@@ -78,7 +54,7 @@ def vllm_command(
         # Its default of 128 leaves shorter prompts out of the prefix cache.
         arguments += ["--block-size", "32"]
     # `vllm serve` looks for a package named vllm, which the CPU builds are not.
-    server = [str(python or find_vllm()), "-m", "vllm.entrypoints.openai.api_server"]
+    server = [str(python or find_python("vllm")), "-m", "vllm.entrypoints.openai.api_server"]
 
     def command(port: int) -> list[str]:
         return [*server, "--host", "127.0.0.1", "--port", str(port), *arguments, *extra_args]

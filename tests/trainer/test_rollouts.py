@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from palestra.rollout.engine_errors import ServerNotStarted
+from palestra.rollout.engine_python import find_python
 from palestra.rollout.recorder import read_episodes
-from palestra.rollout.vllm_launch import find_vllm
 from palestra.trainer import train_rl
 from palestra.trainer.config import RLConfig
 from palestra.trainer.session import Session
@@ -53,7 +53,7 @@ def test_rl_through_vllm_samples_from_the_weights_that_it_has_just_trained(
     tmp_path: Path, imitator: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     try:
-        find_vllm()
+        find_python("vllm")
     except ServerNotStarted as error:
         if os.environ.get("CI") == "true":
             raise

@@ -12,8 +12,9 @@ import torch
 
 from palestra.rollout import ChatFormat, tool_call
 from palestra.rollout.engine_errors import ServerNotStarted
+from palestra.rollout.engine_python import find_python
 from palestra.rollout.server_process import ServerProcess
-from palestra.rollout.vllm_launch import find_vllm, vllm_command, vllm_environment
+from palestra.rollout.vllm_launch import vllm_command, vllm_environment
 from palestra.tools import Tool, parse_reply, tool
 from palestra.trainer.tiny import build_model, train_tokenizer
 from palestra.types import Message
@@ -79,7 +80,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vllm_python() -> Path:
     """The interpreter that has vLLM; without one a test is skipped, or fails in CI."""
     try:
-        return find_vllm()
+        return find_python("vllm")
     except ServerNotStarted as error:
         if os.environ.get("CI") == "true":
             pytest.fail(str(error))

@@ -29,8 +29,9 @@ from palestra.rollout.engine_errors import (
     UnknownToken,
     UnsupportedServer,
 )
+from palestra.rollout.engine_python import find_python
 from palestra.rollout.engine_vllm import VLLMEngine
-from palestra.rollout.vllm_launch import find_vllm, vllm_command
+from palestra.rollout.vllm_launch import vllm_command
 from palestra.types import Completion, Sampling, VersionSpan
 
 LOGITS = [-0.5 * token for token in range(10)]
@@ -306,10 +307,10 @@ def test_an_interpreter_without_vllm_is_named(tmp_path: Path) -> None:
 
 def test_an_interpreter_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PALESTRA_VLLM_PYTHON", sys.executable)
-    assert find_vllm() == Path(sys.executable)
+    assert find_python("vllm") == Path(sys.executable)
     monkeypatch.setenv("PALESTRA_VLLM_PYTHON", "/nowhere/python")
     with pytest.raises(ServerNotStarted, match="PALESTRA_VLLM_PYTHON is /nowhere/python"):
-        find_vllm()
+        find_python("vllm")
 
 
 def test_a_server_samples_by_nobody_elses_defaults(tmp_path: Path) -> None:

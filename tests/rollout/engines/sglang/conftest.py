@@ -14,9 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from palestra.rollout.engine_errors import ServerNotStarted
+from palestra.rollout.engine_python import find_python
 from palestra.rollout.engine_sglang import SGLangEngine
 from palestra.rollout.server_process import ServerProcess
-from palestra.rollout.sglang_launch import find_sglang, sglang_command, sglang_environment
+from palestra.rollout.sglang_launch import sglang_command, sglang_environment
 from palestra.trainer.probe import make_probe
 
 CONTEXT_LENGTH = 1000
@@ -74,7 +75,7 @@ async def wait_until_running(engine: SGLangEngine, count: int) -> float:
 def sglang_python() -> Path:
     """The interpreter that has SGLang; without one a test is skipped, or fails in CI."""
     try:
-        return find_sglang()
+        return find_python("sglang")
     except ServerNotStarted as error:
         if os.environ.get("CI") == "true":
             pytest.fail(str(error))
