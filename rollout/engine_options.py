@@ -8,8 +8,6 @@ from typing import Any, Literal
 from palestra.rollout.chat_format import ChatFormat
 from palestra.rollout.engine import Engine
 
-ENGINES = ("vllm", "sglang")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineOptions:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,6 +54,18 @@ class RolloutRequest:
         )
 
 
+def read_tasks(env_id: str, env_args: Mapping[str, Any], split: str) -> Sequence[Task]:
+    """The tasks of an environment. Raises ValueError if it has no sequence of them."""
+    env = envs.make(env_id, split=split, **env_args)
+    try:
+        tasks: Sequence[Task] | None = getattr(env, "tasks", None)
+    finally:
+        env.close()
+    if tasks is None:
+        raise ValueError(f'"{env_id}" has no `tasks`: training needs a sequence of them')
+    return tasks
+
+
 class TaskIndex:
     """The tasks of environments by id, read once for each environment and split."""
 
@@ -63,12 +76,8 @@ class TaskIndex:
         """The tasks that a request names. Raises ValueError for one that does not exist."""
         key = json.dumps([request.env, dict(request.env_args), request.split], default=str)
         if key not in self._tasks:
-            env = envs.make(request.env, split=request.split, **request.env_args)
-            try:
-                all_tasks: Iterable[Task] = getattr(env, "tasks", None) or ()
-                self._tasks[key] = {task.id: task for task in all_tasks}
-            finally:
-                env.close()
+            every = read_tasks(request.env, request.env_args, request.split)
+            self._tasks[key] = {task.id: task for task in every}
         tasks = self._tasks[key]
         for task_id in request.task_ids:
             if task_id not in tasks:
@@ -101,8 +110,9 @@ async def play(
             recorder=recorder,
             resume=recorded,
         )
-        async for episode in episodes:
-            yield episode
+        async with aclosing(episodes):
+            async for episode in episodes:
+                yield episode
     finally:
         if recorder is not None:
             recorder.close()

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from palestra import envs
 from palestra.rollout.chat_format import ChatFormat
 from palestra.rollout.driver import Limits
 from palestra.rollout.engine_hf import HFEngine
 from palestra.rollout.engine_options import EngineOptions
 from palestra.rollout.evaluate import Evaluation, summarize
-from palestra.rollout.request import RolloutRequest
+from palestra.rollout.request import RolloutRequest, read_tasks
 from palestra.trainer.config import StageConfig
 from palestra.trainer.load import choose_device, load_policy
 from palestra.trainer.probe import PROBE_TOKENS
@@ -79,13 +78,10 @@ class Session:
         """Success on held-out tasks: `tasks`, else the first `config.eval_tasks` of the split."""
         if tasks is None:
             tasks = tasks_of(config, config.eval_split)[: config.eval_tasks]
-        request = RolloutRequest(
-            env=config.env,
-            env_args=config.env_args,
-            split=config.eval_split,
-            task_ids=tuple(task.id for task in tasks),
-            max_concurrent=config.max_concurrent,
-            limits=limits_of(config),
+        request = request_of(
+            config,
+            tasks,
+            config.eval_split,
             sampling=Sampling(temperature=config.eval_temperature, max_tokens=config.max_tokens),
             seed=seed,
             record_to=None if record_to is None else str(record_to),
@@ -138,11 +134,20 @@ def limits_of(config: StageConfig) -> Limits:
 
 def tasks_of(config: Any, split: str) -> Sequence[Task]:
     """The tasks of the configured environment."""
-    env = envs.make(config.env, split=split, **config.env_args)
-    try:
-        tasks: Sequence[Task] | None = getattr(env, "tasks", None)
-    finally:
-        env.close()
-    if tasks is None:
-        raise ValueError(f'"{config.env}" has no `tasks`: training needs a sequence of them')
-    return tasks
+    return read_tasks(config.env, config.env_args, split)
+
+
+def request_of(config: Any, tasks: Sequence[Task], split: str, **how: Any) -> RolloutRequest:
+    """Episodes of some of the environment's tasks, within the configured bounds.
+
+    `how` is what differs: the sampling, the seed, how many a task, where they are recorded.
+    """
+    return RolloutRequest(
+        env=config.env,
+        env_args=config.env_args,
+        split=split,
+        task_ids=tuple(task.id for task in tasks),
+        max_concurrent=config.max_concurrent,
+        limits=limits_of(config),
+        **how,
+    )

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from palestra.rollout.evaluate import Evaluation
-from palestra.rollout.request import RolloutRequest
 from palestra.trainer.advantages import group_relative
 from palestra.trainer.batch import Batch, Row, micro_batches, pack, rows_of
 from palestra.trainer.config import RLConfig
@@ -29,7 +28,7 @@ from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.losses import clipped_policy_loss, kl_to_reference
 from palestra.trainer.optimizer import Optimizer
 from palestra.trainer.run_dir import RunDir, refuse_existing
-from palestra.trainer.session import Session, limits_of, tasks_of
+from palestra.trainer.session import Session, request_of, tasks_of
 from palestra.trainer.transcripts import write_transcripts
 from palestra.types import Episode, Outcome, Sampling, Task
 
@@ -140,14 +139,11 @@ async def _sample_groups(
     config: RLConfig, session: Session, tasks: Sequence[Task], run: RunDir, step: int
 ) -> list[Group]:
     """`group_size` attempts at each of the tasks, all recorded."""
-    request = RolloutRequest(
-        env=config.env,
-        env_args=config.env_args,
-        split=config.split,
-        task_ids=tuple(task.id for task in tasks),
+    request = request_of(
+        config,
+        tasks,
+        config.split,
         n_per_task=config.group_size,
-        max_concurrent=config.max_concurrent,
-        limits=limits_of(config),
         sampling=Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
         seed=random.Random(f"{config.seed}-{step}-sample").getrandbits(48),
         record_to=str(run.path / "episodes" / f"step_{step:05d}.jsonl"),
