@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from palestra.types import Completion, Sampling
+
+# What happens to generations in progress while weights change: they end first, are halted and go on
+# with the new weights, or end with what they have.
+UpdateMode = Literal["wait", "keep", "abort"]
+# What happens to keys that older weights computed.
+KvAfterUpdate = Literal["recompute", "keep"]
 
 
 class Engine(Protocol):

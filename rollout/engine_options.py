@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from palestra.rollout.chat_format import ChatFormat
-from palestra.rollout.engine import Engine
+from palestra.rollout.engine import Engine, KvAfterUpdate, UpdateMode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +25,8 @@ class EngineOptions:
     dtype: str = "float32"
     urls: tuple[str, ...] = ()
     python: str | None = None
-    update_mode: Literal["wait", "keep", "abort"] = "wait"
-    kv_after_update: Literal["recompute", "keep"] = "recompute"
+    update_mode: UpdateMode = "wait"
+    kv_after_update: KvAfterUpdate = "recompute"
     log_folder: str | None = None
 
 

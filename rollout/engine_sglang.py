@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,16 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from palestra.rollout.engine import Probe
+from palestra.rollout.engine import KvAfterUpdate, Probe, UpdateMode
 from palestra.rollout.engine_errors import (
-    ConnectionLost,
     ContextOverflow,
     EngineError,
-    RequestFailed,
     UnsupportedServer,
 )
-from palestra.rollout.server_process import ServerProcess
-from palestra.rollout.server_supervisor import ServerSupervisor
+from palestra.rollout.served_engine import ServedEngine, start_server
 from palestra.rollout.sglang_launch import sglang_command, sglang_environment
 from palestra.rollout.sglang_traits import (
     ServerTraits,
@@ -31,10 +27,8 @@ from palestra.rollout.sglang_traits import (
 )
 from palestra.rollout.sglang_update import (
     Gate,
-    KvAfterUpdate,
     SGLangWeights,
     Transfer,
-    UpdateMode,
     one_update,
 )
 from palestra.rollout.sglang_wire import (
@@ -43,7 +37,6 @@ from palestra.rollout.sglang_wire import (
     is_truncated,
     read_completion,
     read_scores,
-    read_version,
     require_known,
     score_body,
 )
@@ -54,16 +47,17 @@ from palestra.types import Completion, Sampling
 _QUICK_S = 60.0
 
 
-class SGLangEngine:
+class SGLangEngine(ServedEngine):
     """Samples on one SGLang server. Made by `attach` or `launch`; belongs to one event loop.
 
     Every generation can be cancelled, which frees the server at once. Seeds only work where the
     server has `--enable-deterministic-inference` (`traits.seeded`), which needs a GPU. A reply also
     ends at the model's own end of text, whatever `stop_ids` say.
 
-    A server that `launch` started is started again when it dies: what was in progress raises
-    ServerDied, later requests wait. The weights of the last update from a folder are put back.
+    A server that was started again gets the weights of the last update from a folder.
     """
+
+    name = "SGLang"
 
     def __init__(
         self,
@@ -76,21 +70,20 @@ class SGLangEngine:
         version: int,
         timeout_s: float,
     ) -> None:
-        self.context_length = context_length
-        self.version = version
+        super().__init__(
+            client,
+            control,
+            stop_ids=stop_ids,
+            context_length=context_length,
+            version=version,
+            timeout_s=timeout_s,
+        )
         self.traits = traits
-        self.client = client
-        self.control = control
-        self._first_version = version
-        self._stop_ids = sorted(stop_ids)
-        self._timeout_s = timeout_s
         self._gate = Gate()
         self._weights = SGLangWeights(
             control, self._gate, served=traits.model_folder, timeout_s=timeout_s
         )
         self._aborts: set[asyncio.Task[None]] = set()
-        self._supervisor: ServerSupervisor | None = None
-        self._log_folder: tempfile.TemporaryDirectory[str] | None = None
 
     @staticmethod
     async def attach(
@@ -188,40 +181,21 @@ class SGLangEngine:
             kv_cache_tokens=kv_cache_tokens,
             extra_args=extra_args,
         )
-        temporary = None
-        if log_folder is None:
-            temporary = tempfile.TemporaryDirectory(prefix="palestra-sglang-")
-            log_folder = temporary.name
-        server = ServerProcess(
+        return await start_server(
             command,
-            name="SGLang",
-            log_path=Path(log_folder) / "sglang.log",
-            env={**sglang_environment(on_gpu=on_gpu), **(env or {})},
-            start_timeout_s=start_timeout_s,
-        )
-        try:
-            await server.start()
-            engine = await SGLangEngine.attach(
-                server.base_url,
+            partial(
+                SGLangEngine.attach,
                 stop_ids=stop_ids,
                 context_length=context_length,
                 version=0,
                 max_concurrent=max_concurrent,
                 timeout_s=timeout_s,
-            )
-        except BaseException:
-            await server.stop()
-            if temporary is not None:
-                temporary.cleanup()
-            raise
-        engine._log_folder = temporary
-        engine._supervisor = ServerSupervisor(server, engine._restored)
-        return engine
-
-    @property
-    def server(self) -> ServerProcess | None:
-        """The process that `launch` started."""
-        return None if self._supervisor is None else self._supervisor.server
+            ),
+            name="SGLang",
+            env={**sglang_environment(on_gpu=on_gpu), **(env or {})},
+            log_folder=log_folder,
+            start_timeout_s=start_timeout_s,
+        )
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
         """See `Engine`.
@@ -236,7 +210,7 @@ class SGLangEngine:
             RequestFailed: the server refused.
             TimeoutError: no answer in time.
         """
-        self._require_fitting(prompt_ids)
+        room = self._require_fitting(prompt_ids)
         if sampling.structure is not None and not self.traits.grammar:
             raise UnsupportedServer(
                 "the server has no grammars for structured replies: start it with "
@@ -248,14 +222,14 @@ class SGLangEngine:
         body = generate_body(
             prompt_ids,
             sampling,
-            max_tokens=min(sampling.max_tokens, self.context_length - len(prompt_ids)),
+            max_tokens=min(sampling.max_tokens, room),
             stop_ids=self._stop_ids,
             request_id=uuid.uuid4().hex,
             max_support=self.traits.max_support,
             vocab_size=self.traits.vocab_size,
         )
         try:
-            answer = await self._post(body)
+            answer = await self._ask(body)
         except (asyncio.CancelledError, TimeoutError):
             self._abort(body["rid"])
             raise
@@ -263,10 +237,9 @@ class SGLangEngine:
             answer,
             vocab_size=self.traits.vocab_size,
             truncated=is_truncated(sampling),
-            version_of=partial(read_version, default=self._first_version),
+            version_of=self._version_of,
         )
-        if self._supervisor is not None:
-            self._supervisor.note_completion()
+        self._note_completion()
         return completion
 
     async def generate_group(
@@ -279,7 +252,7 @@ class SGLangEngine:
         """
         self._require_fitting(prompt_ids)
         if n > 1:
-            await self._post(score_body(prompt_ids, start=-1))
+            await self._ask(score_body(prompt_ids, start=-1))
         seeds = [None if sampling.seed is None else sampling.seed + i for i in range(n)]
         tasks = [
             asyncio.create_task(self.generate(prompt_ids, replace(sampling, seed=seed)))
@@ -305,7 +278,7 @@ class SGLangEngine:
         require_known(token_ids, self.traits.vocab_size)
         if len(token_ids) == 1:
             return ()
-        return read_scores(await self._post(score_body(token_ids)), token_ids)
+        return read_scores(await self._ask(score_body(token_ids)), token_ids)
 
     async def update_weights(
         self,
@@ -353,30 +326,15 @@ class SGLangEngine:
         self.version = version
 
     async def aclose(self) -> None:
-        """Close the connections and stop a server that we started. May be called more than once."""
+        """See `ServedEngine`."""
         await asyncio.gather(*self._aborts, return_exceptions=True)
-        await self.client.close()
-        await self.control.close()
-        if self._supervisor is not None:
-            await self._supervisor.aclose()
-        if self._log_folder is not None:
-            self._log_folder.cleanup()
+        await super().aclose()
 
-    async def _post(self, body: Mapping[str, Any]) -> Any:
-        """What the server answers to a generation; its troubles by name."""
+    async def _ask(self, body: Mapping[str, Any]) -> Any:
+        """What the server answers to a generation, which waits while weights change."""
         await self._until_up()
         async with self._gate.enter():
-            try:
-                return await self.client.post(GENERATE, body, timeout_s=self._timeout_s)
-            except (RequestFailed, ConnectionLost) as error:
-                refused = isinstance(error, RequestFailed) and error.status < 500
-                if self._supervisor is not None and not refused:
-                    await self._supervisor.raise_if_dead(error)
-                raise
-
-    async def _until_up(self) -> None:
-        if self._supervisor is not None:
-            await self._supervisor.until_up()
+            return await self._post(GENERATE, body)
 
     def _abort(self, request_id: str) -> None:
         """Free the server of a request whose answer nobody waits for."""
@@ -389,16 +347,12 @@ class SGLangEngine:
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
 
-    async def _restored(self) -> None:
-        """After a restart: the server's address, and the weights that it had last."""
-        assert self._supervisor is not None
-        self.client.base_url = self.control.base_url = self._supervisor.server.base_url
+    async def _restore_weights(self) -> None:
+        """See `ServedEngine`: those of the last update from a folder."""
         self.version = await self._weights.restore(otherwise=self._first_version)
 
-    def _require_fitting(self, prompt_ids: Sequence[int]) -> None:
-        if not 0 < len(prompt_ids) < self.context_length:
-            raise ContextOverflow(
-                f"a prompt of {len(prompt_ids)} tokens does not fit: it needs 1 to "
-                f"{self.context_length - 1} (context_length {self.context_length})"
-            )
+    def _require_fitting(self, prompt_ids: Sequence[int]) -> int:
+        """How many tokens may follow a prompt. Raises ContextOverflow or UnknownToken."""
+        room = self._require_room(prompt_ids)
         require_known(prompt_ids, self.traits.vocab_size)
+        return room

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from palestra.rollout.engine import Probe
+from palestra.rollout.engine import KvAfterUpdate, Probe, UpdateMode
 from palestra.rollout.engine_errors import (
-    BadAnswer,
-    ConnectionLost,
     ContextOverflow,
     RequestFailed,
     UnknownToken,
     UnsupportedServer,
 )
-from palestra.rollout.server_process import ServerProcess
-from palestra.rollout.server_supervisor import ServerSupervisor
+from palestra.rollout.served_engine import ServedEngine, start_server
 from palestra.rollout.token_client import TokenClient
 from palestra.rollout.vllm_inspect import (
     find_endpoint,
@@ -36,19 +32,17 @@ from palestra.rollout.vllm_wire import (
     read_scores,
     score_body,
 )
-from palestra.rollout.weight_update import KvAfterUpdate, UpdateMode, WeightUpdater
+from palestra.rollout.weight_update import WeightUpdater
 from palestra.types import Completion, Sampling, VersionSpan
 
 
-class VLLMEngine:
+class VLLMEngine(ServedEngine):
     """Samples on one vLLM server. Made by `attach` or `launch`; belongs to one event loop.
 
-    `model_name` is what requests ask for; `client` sends generations and `control` whatever must
-    not wait behind them. `server` is the process that `launch` started: when it dies, what was in
-    progress raises ServerDied, it is started again in the background and later requests wait.
-    It then serves the weights that it was launched with, and says so in its version spans, unless
-    `after_restart` puts others there.
+    `model_name` is what requests ask for; `weights` changes what is served.
     """
+
+    name = "vLLM"
 
     def __init__(
         self,
@@ -63,21 +57,18 @@ class VLLMEngine:
         version: int,
         timeout_s: float,
     ) -> None:
-        self.client = client
-        self.control = control
+        super().__init__(
+            client,
+            control,
+            stop_ids=stop_ids,
+            context_length=context_length,
+            version=version,
+            timeout_s=timeout_s,
+        )
         self.model_name = model_name
         self.endpoint = endpoint
-        self.context_length = context_length
         self.vocab_size = vocab_size
-        self.version = version
-        self.server: ServerProcess | None = None
         self.weights = WeightUpdater(control, model_name, timeout_s=timeout_s)
-        self.after_restart: Callable[[], Awaitable[None]] | None = self._restore_weights
-        self._first_version = version
-        self._stop_ids = sorted(stop_ids)
-        self._timeout_s = timeout_s
-        self._supervisor: ServerSupervisor | None = None
-        self._temporary: str | None = None
 
     @staticmethod
     async def attach(
@@ -177,31 +168,21 @@ class VLLMEngine:
             kv_cache_gib=kv_cache_gib,
             extra_args=extra_args,
         )
-        temporary = None if log_folder else tempfile.mkdtemp(prefix="palestra-vllm-")
-        server = ServerProcess(
+        return await start_server(
             command,
-            name="vLLM",
-            log_path=Path(log_folder or str(temporary)) / "vllm.log",
-            env={**vllm_environment(), **(env or {})},
-            start_timeout_s=start_timeout_s,
-        )
-        await server.start()
-        try:
-            engine = await VLLMEngine.attach(
-                server.base_url,
+            partial(
+                VLLMEngine.attach,
                 stop_ids=stop_ids,
                 context_length=context_length,
                 version=0,
                 max_concurrent=max_concurrent,
                 timeout_s=timeout_s,
-            )
-        except BaseException:
-            await server.stop()
-            raise
-        engine.server = server
-        engine._temporary = temporary
-        engine._supervisor = ServerSupervisor(server, engine._restarted)
-        return engine
+            ),
+            name="vLLM",
+            env={**vllm_environment(), **(env or {})},
+            log_folder=log_folder,
+            start_timeout_s=start_timeout_s,
+        )
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
         """See `Engine`. Raises as `generate_group`."""
@@ -220,12 +201,7 @@ class VLLMEngine:
             RequestFailed: the server refused.
             TimeoutError: no answer in time.
         """
-        room = self.context_length - len(prompt_ids)
-        if not prompt_ids or room < 1:
-            raise ContextOverflow(
-                f"a prompt of {len(prompt_ids)} tokens does not fit: it needs 1 to "
-                f"{self.context_length - 1} (context_length {self.context_length})"
-            )
+        room = self._require_room(prompt_ids)
         body = generate_body(
             self.endpoint,
             self.model_name,
@@ -241,8 +217,7 @@ class VLLMEngine:
         completions = read_completions(
             answer, self.endpoint, n=n, vocab_size=self.vocab_size, version_of=self._version_of
         )
-        if self._supervisor is not None:
-            self._supervisor.note_completion()
+        self._note_completion()
         return [
             completion if completion.version_spans else _with_version(completion, version)
             for completion in completions
@@ -274,18 +249,23 @@ class VLLMEngine:
         lora: str | Path | None = None,
         tensors: Iterable[tuple[str, Any]] | None = None,
         probe: Probe | None = None,
-        mode: UpdateMode | None = None,
-        kv_after_update: KvAfterUpdate | None = None,
+        mode: UpdateMode = "wait",
+        kv_after_update: KvAfterUpdate = "recompute",
     ) -> None:
         """Change the running server's weights and check that it serves them.
 
-        See `WeightUpdater.update`, also for what it raises. `mode` and `kv_after_update` replace
-        what `weights` has from now on.
+        See `WeightUpdater.update`, also for what it raises.
         """
-        self.weights.mode = mode or self.weights.mode
-        self.weights.kv_after_update = kv_after_update or self.weights.kv_after_update
         await self._until_up()
-        await self.weights.update(version, folder, lora=lora, tensors=tensors, probe=probe)
+        await self.weights.update(
+            version,
+            folder,
+            lora=lora,
+            tensors=tensors,
+            probe=probe,
+            mode=mode,
+            kv_after_update=kv_after_update,
+        )
         self._note_weights()
 
     async def _restore_weights(self) -> None:
@@ -298,50 +278,14 @@ class VLLMEngine:
         if self.weights.version is not None:
             self.version = self.weights.version
 
-    async def aclose(self) -> None:
-        """Close the connections and stop a server that we started. May be called more than once."""
-        if self._supervisor is not None:
-            await self._supervisor.aclose()
-        await self.client.close()
-        await self.control.close()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         """What the server answers to a generation; its troubles by name."""
         try:
-            return await self.client.post(path, body, timeout_s=self._timeout_s)
+            return await super()._post(path, body)
         except RequestFailed as error:
             if "out of vocabulary" in error.message:
                 raise UnknownToken(f"{error.message}: the prompt is of another model") from None
-            if error.status >= 500 and self._supervisor is not None:
-                await self._supervisor.raise_if_dead(error)
             raise
-        except ConnectionLost as error:
-            if self._supervisor is not None:
-                await self._supervisor.raise_if_dead(error)
-            raise
-
-    async def _until_up(self) -> None:
-        """Wait while a server that died is started again."""
-        if self._supervisor is not None:
-            await self._supervisor.until_up()
-
-    async def _restarted(self) -> None:
-        """Go on with a server that was started again."""
-        assert self.server is not None
-        self.client.base_url = self.control.base_url = self.server.base_url
-        self.version = self._first_version
-        if self.after_restart is not None:
-            await self.after_restart()
-
-    def _version_of(self, told: str) -> int:
-        """The version that the server's name for its weights stands for."""
-        if told == "default":
-            return self._first_version
-        if not told.isdecimal():
-            raise BadAnswer(f"vLLM serves weights {told!r}, which palestra did not send")
-        return int(told)
 
 
 def _with_version(completion: Completion, version: int) -> Completion:

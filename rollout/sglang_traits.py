@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import uuid
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from palestra.rollout.engine_errors import BadAnswer, RequestFailed, UnsupportedServer
 from palestra.rollout.logprob_probe import PROBE_TEMPERATURE, require_processed
+from palestra.rollout.served_engine import read_vocab_size
 from palestra.rollout.sglang_wire import (
     GENERATE,
     generate_body,
@@ -75,7 +75,7 @@ async def read_traits(client: TokenClient, vocab_size: int | None = None) -> Ser
         longest = int(server["max_req_input_len"]) - 1
     except (RequestFailed, TypeError, KeyError, ValueError) as error:
         raise UnsupportedServer(f"{where} does not say what it serves ({error!r})") from None
-    vocab_size = vocab_size or _read_vocab_size(folder)
+    vocab_size = vocab_size or read_vocab_size(folder)
     if vocab_size is None:
         raise UnsupportedServer(
             f"{where} serves {folder}, whose config.json cannot be read here: pass vocab_size, "
@@ -128,11 +128,3 @@ async def require_processed_logprobs(client: TokenClient, traits: ServerTraits) 
         temperature=PROBE_TEMPERATURE,
         remedy="start SGLang without SGLANG_RETURN_ORIGINAL_LOGPROB",
     )
-
-
-def _read_vocab_size(folder: Path) -> int | None:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        return int(config.get("vocab_size") or config["text_config"]["vocab_size"])
-    except (OSError, KeyError, ValueError):
-        return None

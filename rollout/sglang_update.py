@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from palestra.rollout.engine import Probe, StaleWeights
+from palestra.rollout.engine import KvAfterUpdate, Probe, StaleWeights, UpdateMode
 from palestra.rollout.engine_errors import RequestFailed
 from palestra.rollout.safetensors_header import Tensors, first_difference, read_folder
 from palestra.rollout.sglang_senders import DistributedSender, NamedTensors, TensorSender
@@ -18,8 +18,6 @@ from palestra.rollout.sglang_wire import GENERATE, read_scores, score_body
 from palestra.rollout.token_client import TokenClient
 from palestra.rollout.weight_check import require_probe, worst_error
 
-UpdateMode = Literal["wait", "keep", "abort"]
-KvAfterUpdate = Literal["recompute", "keep"]
 Transfer = Literal["tensor", "distributed"]
 
 _QUICK_S = 60.0  # what a server answers at once; more than enough on a busy machine

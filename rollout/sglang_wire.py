@@ -157,15 +157,6 @@ def read_completion(
     )
 
 
-def read_version(told: str, *, default: int) -> int:
-    """The version for SGLang's name of its weights; `default` for those it was started with."""
-    if told == "default":
-        return default
-    if not told.isdecimal():
-        raise BadAnswer(f"SGLang serves weights {told!r}, which palestra did not send")
-    return int(told)
-
-
 def read_scores(answer: Any, token_ids: Sequence[int]) -> tuple[float, ...]:
     """The log-probability of each token that was scored but the first. Raises BadLogprobs."""
     told = answer.get("meta_info") if isinstance(answer, dict) else None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from palestra.rollout.engine_errors import RequestFailed, UnsupportedServer
 from palestra.rollout.logprob_probe import PROBE_TEMPERATURE, require_processed
+from palestra.rollout.served_engine import read_vocab_size
 from palestra.rollout.token_client import TokenClient
 from palestra.rollout.vllm_wire import PATHS, Endpoint, generate_body, read_top_logprobs
 from palestra.types import Sampling
@@ -51,7 +51,7 @@ async def read_model(client: TokenClient) -> ServedModel:
         return ServedModel(
             name=str(model["id"]),
             context_length=int(model["max_model_len"]),
-            vocab_size=_read_vocab_size(Path(model["root"])),
+            vocab_size=read_vocab_size(Path(model["root"])),
         )
     except (KeyError, TypeError, StopIteration):
         raise UnsupportedServer(f"{client.base_url} does not say which model it serves") from None
@@ -107,11 +107,3 @@ async def require_processed_logprobs(
         temperature=PROBE_TEMPERATURE,
         remedy="start vLLM with --logprobs-mode processed_logprobs",
     )
-
-
-def _read_vocab_size(folder: Path) -> int | None:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        return int(config.get("vocab_size") or config["text_config"]["vocab_size"])
-    except (OSError, KeyError, ValueError):
-        return None

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from palestra.rollout.engine import Probe
+from palestra.rollout.engine import KvAfterUpdate, Probe, UpdateMode
 from palestra.rollout.engine_errors import RequestFailed, UnsupportedServer
 from palestra.rollout.safetensors_header import first_difference, read_folder
 from palestra.rollout.weight_check import (
@@ -27,9 +27,6 @@ from palestra.rollout.weight_senders import SENDERS, open_sender
 
 if TYPE_CHECKING:
     from palestra.rollout.token_client import TokenClient
-
-UpdateMode = Literal["wait", "keep", "abort"]
-KvAfterUpdate = Literal["recompute", "keep"]
 
 ADAPTER = "adapter"  # the name under which a LoRA adapter is served
 
@@ -84,12 +81,16 @@ async def detect_features(client: TokenClient) -> ServerFeatures:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Source:
-    """Where new weights are: exactly one of the three."""
+class _Update:
+    """Weights of `version`, from exactly one of folder, lora and tensors."""
 
-    folder: str | None = None
-    lora: str | None = None
-    tensors: tuple[tuple[str, Any], ...] | None = None
+    version: int
+    folder: str | None
+    lora: str | None
+    tensors: tuple[tuple[str, Any], ...] | None
+    probe: Probe | None
+    mode: UpdateMode
+    kv_after_update: KvAfterUpdate
 
 
 class WeightUpdater:
@@ -98,10 +99,6 @@ class WeightUpdater:
     Args:
         client: of the server.
         model: the name that requests give for the base model.
-        kv_after_update: what happens to keys that older weights computed: "recompute" throws them
-            away, those of generations in progress too; "keep" lets later tokens attend to them.
-        mode: what happens to generations in progress: "wait" lets them end first, "keep" halts
-            them and goes on with the new weights, "abort" ends them with what they have.
         timeout_s: for each step; "wait" may take as long as the longest generation.
         features: what the server offers; asked for where it is not given.
     """
@@ -111,22 +108,18 @@ class WeightUpdater:
         client: TokenClient,
         model: str,
         *,
-        mode: UpdateMode = "wait",
-        kv_after_update: KvAfterUpdate = "recompute",
         timeout_s: float = 600.0,
         features: ServerFeatures | None = None,
     ) -> None:
         self.model = model
         self.version: int | None = None  # that it was last sent, None before the first update
-        self.mode: UpdateMode = mode
-        self.kv_after_update: KvAfterUpdate = kv_after_update
         self._client = client
         self._timeout_s = timeout_s
         self._base_model = model
         self._lock = asyncio.Lock()
         self._features = features
         # What a server that starts again needs: the last folder, and an adapter loaded since.
-        self._served: list[tuple[int, _Source, Probe | None]] = []
+        self._served: list[_Update] = []
         self._sender: Any = None
         self._adapter_id: int | None = None  # the worker's number of our adapter
 
@@ -138,6 +131,8 @@ class WeightUpdater:
         lora: str | Path | None = None,
         tensors: Iterable[tuple[str, Any]] | None = None,
         probe: Probe | None = None,
+        mode: UpdateMode = "wait",
+        kv_after_update: KvAfterUpdate = "recompute",
     ) -> None:
         """Change what the server serves, and check that it does. Further calls wait their turn.
 
@@ -148,6 +143,11 @@ class WeightUpdater:
                 `model`, which then is "adapter".
             tensors: names and tensors on the same GPU (backend "ipc") or another (backend "nccl").
             probe: what is scored afterwards; without one only the version is checked.
+            mode: what happens to generations in progress: "wait" lets them end first, "keep" halts
+                them and goes on with the new weights, "abort" ends them with what they have.
+            kv_after_update: what happens to keys that older weights computed: "recompute" throws
+                them away, those of generations in progress too; "keep" lets later tokens attend to
+                them.
 
         Raises:
             ValueError: the weights do not fit or cannot be read; the server serves what it did.
@@ -155,11 +155,20 @@ class WeightUpdater:
             StaleWeights: it does not serve them; its message names what is stale.
             EngineError, TimeoutError: the server failed or did not answer.
         """
-        source = _one_source(folder, lora, tensors)
+        _require_one_source(folder, lora, tensors)
+        update = _Update(
+            version=version,
+            folder=_absolute(folder),
+            lora=_absolute(lora),
+            tensors=None if tensors is None else tuple(tensors),
+            probe=probe,
+            mode=mode,
+            kv_after_update=kv_after_update,
+        )
         async with self._lock:
-            await self._update(version, source, probe)
-            base = [] if source.lora is None else [it for it in self._served if not it[1].lora]
-            self._served = [*base, (version, source, probe)]
+            await self._update(update)
+            base = [] if lora is None else [it for it in self._served if it.lora is None]
+            self._served = [*base, update]
 
     async def restore(self) -> None:
         """Put the last weights into a server that was started again. Raises as `update`.
@@ -170,21 +179,21 @@ class WeightUpdater:
         async with self._lock:
             self._features, self._sender, self._adapter_id = None, None, None
             self.model, self.version = self._base_model, None
-            for version, source, probe in self._served:
-                if source.tensors is None:
-                    await self._update(version, source, probe)
+            for update in self._served:
+                if update.tensors is None:
+                    await self._update(update)
 
-    async def _update(self, version: int, source: _Source, probe: Probe | None) -> None:
-        client = self._client
+    async def _update(self, update: _Update) -> None:
+        client, version, probe = self._client, name_version(update.version), update.probe
         if self._features is None:
             self._features = await detect_features(client)
         features = self._features
-        _require(features, source)
+        _require(features, update)
         if probe is not None:
             require_probe(probe, features.block_size)
             probe = shorten_probe(probe, features.block_size)
-        await self._refuse_unfit(source, features)
-        clears = self.kv_after_update == "recompute"
+        await self._refuse_unfit(update, features)
+        clears = update.kv_after_update == "recompute"
         if probe is not None and clears:
             # Keys of the present weights are in the cache then: they must be gone afterwards.
             await score(
@@ -195,12 +204,12 @@ class WeightUpdater:
                 fresh=False,
                 timeout_s=self._timeout_s,
             )
-        model = self._base_model if source.lora is None else ADAPTER
+        model = self._base_model if update.lora is None else ADAPTER
         check: ProbeCheck | None = None
         try:
-            await self._pause(model)
-            if source.lora is not None:
-                await self._load(source, version, features)
+            await self._pause(model, update.mode, clears)
+            if update.lora is not None:
+                await self._load(update, features)
             if probe is not None:
                 # The halted server takes it in and answers as soon as it goes on.
                 check = ProbeCheck(
@@ -211,76 +220,73 @@ class WeightUpdater:
                     cache_cleared=clears,
                     timeout_s=self._timeout_s,
                 )
-            if source.lora is None:
-                await self._load(source, version, features)
+            if update.lora is None:
+                await self._load(update, features)
         except BaseException:
             if check is not None:
                 check.cancel()
             raise
         finally:
             await asyncio.shield(client.post("/resume", timeout_s=_QUICK_S, idempotent=True))
-        self.model, self.version = model, version
+        self.model, self.version = model, update.version
         if check is None:
-            await check_version(client, name_version(version), timeout_s=_QUICK_S)
+            await check_version(client, version, timeout_s=_QUICK_S)
         else:
-            await check.finish(name_version(version))
+            await check.finish(version)
 
-    async def _refuse_unfit(self, source: _Source, features: ServerFeatures) -> None:
+    async def _refuse_unfit(self, update: _Update, features: ServerFeatures) -> None:
         """Raise ValueError for weights that would not load, before anything is touched."""
-        path = source.folder or source.lora
+        path = update.folder or update.lora
         if path is None:
             return
         if features.extension:
-            method = "palestra_refusal" if source.lora is None else "palestra_adapter_refusal"
+            method = "palestra_refusal" if update.lora is None else "palestra_adapter_refusal"
             for result in await _call(self._client, method, path, idempotent=True):
                 if result["refusal"] is not None:
                     raise ValueError(result["refusal"])
-        elif source.folder is not None:
+        elif update.folder is not None:
             served = (await self._client.get("/v1/models", timeout_s=_QUICK_S))["data"][0]["root"]
-            await asyncio.to_thread(_refuse_beside, source.folder, served)
+            await asyncio.to_thread(_refuse_beside, update.folder, served)
 
-    async def _pause(self, model: str) -> None:
-        mode = self.mode
+    async def _pause(self, model: str, mode: UpdateMode, clears: bool) -> None:
         exchanged = model == self.model and (model != ADAPTER or self._adapter_id is not None)
         if mode == "keep" and not exchanged:
             # A generation keeps the adapter that it was asked with, or none.
             mode = "wait"
-        clear = "true" if self.kv_after_update == "recompute" else "false"
-        await self._client.post(
-            "/pause", params={"mode": mode, "clear_cache": clear}, timeout_s=self._timeout_s
-        )
+        params = {"mode": mode, "clear_cache": "true" if clears else "false"}
+        await self._client.post("/pause", params=params, timeout_s=self._timeout_s)
 
-    async def _load(self, source: _Source, version: int, features: ServerFeatures) -> None:
+    async def _load(self, update: _Update, features: ServerFeatures) -> None:
         """Change the weights of the halted server, then the name of their version."""
-        client = self._client
-        if source.folder is not None and features.backend == "disk" and features.can_transfer:
+        client, version = self._client, name_version(update.version)
+        if update.folder is not None and features.backend == "disk" and features.can_transfer:
             await self._post("/start_weight_update")
-            info = {"update_info": {"path": source.folder}}
+            info = {"update_info": {"path": update.folder}}
             try:
                 await self._post("/update_weights", info)
             except RequestFailed as error:
-                raise ValueError(f"{source.folder} could not be loaded: {error.message}") from None
-            await self._post("/finish_weight_update", {"weight_version": name_version(version)})
+                raise ValueError(f"{update.folder} could not be loaded: {error.message}") from None
+            await self._post("/finish_weight_update", {"weight_version": version})
             return
-        if source.folder is not None and features.extension:
+        if update.folder is not None and features.extension:
             for result in await _call(
-                client, "palestra_load", source.folder, timeout_s=self._timeout_s
+                client, "palestra_load", update.folder, timeout_s=self._timeout_s
             ):
                 if result["refusal"] is not None:
                     raise ValueError(result["refusal"])
-        elif source.folder is not None:
+        elif update.folder is not None:
             await self._post(
                 "/collective_rpc",
-                {"method": "reload_weights", "kwargs": {"weights_path": source.folder}},
+                {"method": "reload_weights", "kwargs": {"weights_path": update.folder}},
             )
-        elif source.lora is not None:
-            await self._load_adapter(source.lora, features)
+        elif update.lora is not None:
+            await self._load_adapter(update.lora, features)
         else:
-            assert source.tensors is not None and features.backend is not None
+            assert update.tensors is not None and features.backend is not None
             if self._sender is None:
                 self._sender = open_sender(features.backend, client, self._timeout_s)
-            await self._sender.send(source.tensors)
-        await self._post("/update_weight_version", {"new_version": name_version(version)})
+            await self._sender.send(update.tensors)
+        await self._post("/update_weight_version", {"new_version": version})
 
     async def _load_adapter(self, folder: str, features: ServerFeatures) -> None:
         if self._adapter_id is not None:
@@ -327,34 +333,31 @@ async def _call(
     return results
 
 
-def _one_source(
-    folder: str | Path | None, lora: str | Path | None, tensors: Iterable[tuple[str, Any]] | None
-) -> _Source:
-    given = [source for source in (folder, lora, tensors) if source is not None]
-    if len(given) != 1:
+def _absolute(path: str | Path | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
+
+
+def _require_one_source(*sources: Any) -> None:
+    given = sum(source is not None for source in sources)
+    if given != 1:
         raise ValueError(
-            f"an update has one source, a folder, lora or tensors, got {len(given)} of them"
+            f"an update has one source, a folder, lora or tensors, got {given} of them"
         )
-    return _Source(
-        folder=None if folder is None else str(Path(folder).absolute()),
-        lora=None if lora is None else str(Path(lora).absolute()),
-        tensors=None if tensors is None else tuple(tensors),
-    )
 
 
-def _require(features: ServerFeatures, source: _Source) -> None:
-    """Raise UnsupportedServer unless the server can take weights from the source."""
+def _require(features: ServerFeatures, update: _Update) -> None:
+    """Raise UnsupportedServer unless the server can take weights from the update."""
     if not {"/pause", "/resume", "/collective_rpc", "/update_weight_version"} <= features.paths:
         raise UnsupportedServer(
             "the server takes no new weights: start it with VLLM_SERVER_DEV_MODE=1 (vLLM 0.32 or "
             "newer)"
         )
-    if source.lora is not None and "/v1/load_lora_adapter" not in features.paths:
+    if update.lora is not None and "/v1/load_lora_adapter" not in features.paths:
         raise UnsupportedServer(
             "the server takes no LoRA adapters: start it with --enable-lora and "
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
         )
-    if source.tensors is not None:
+    if update.tensors is not None:
         if features.device == "cpu":
             raise UnsupportedServer(
                 "tensors travel between GPUs only (NCCL, CUDA IPC) and this server runs on a CPU: "

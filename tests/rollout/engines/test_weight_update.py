@@ -117,7 +117,7 @@ def test_greedy_output_is_that_of_the_new_weights_and_then_of_the_old_again(
 
 
 async def update_in_the_middle(
-    engine: VLLMEngine, version: int, weights: Weights, temperature: float
+    engine: VLLMEngine, version: int, weights: Weights, temperature: float, **how: Any
 ) -> list[Completion]:
     """Completions during which the weights were changed."""
     generations = [
@@ -133,7 +133,7 @@ async def update_in_the_middle(
             break
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
-    await engine.update_weights(version, weights.folder, probe=weights.probe)
+    await engine.update_weights(version, weights.folder, probe=weights.probe, **how)
     return await asyncio.gather(*generations)
 
 
@@ -144,8 +144,7 @@ def test_tokens_before_a_live_update_are_the_old_weights_and_those_after_it_the_
     async def run() -> list[Completion]:
         async with attached(vllm_server) as engine:
             await engine.update_weights(10, old.folder, probe=old.probe)
-            engine.weights.mode = "keep"
-            return await update_in_the_middle(engine, 11, new, temperature)
+            return await update_in_the_middle(engine, 11, new, temperature, mode="keep")
 
     for n, completion in enumerate(asyncio.run(run())):
         before, after = completion.version_spans
@@ -168,8 +167,8 @@ def test_kept_keys_are_the_old_weights_and_the_new_ones_attend_to_them(
     async def run() -> list[Completion]:
         async with attached(vllm_server) as engine:
             await engine.update_weights(20, old.folder, probe=old.probe)
-            engine.weights.mode, engine.weights.kv_after_update = "keep", "keep"
-            return await update_in_the_middle(engine, 21, new, 1.0)
+            how = {"mode": "keep", "kv_after_update": "keep"}
+            return await update_in_the_middle(engine, 21, new, 1.0, **how)
 
     for n, completion in enumerate(asyncio.run(run())):
         before, after = completion.version_spans
@@ -207,8 +206,7 @@ def test_mode_abort_ends_generations_with_what_they_have(
     async def run() -> list[Completion]:
         async with attached(vllm_server) as engine:
             await engine.update_weights(40, old.folder, probe=old.probe)
-            engine.weights.mode = "abort"
-            return await update_in_the_middle(engine, 41, new, 1.0)
+            return await update_in_the_middle(engine, 41, new, 1.0, mode="abort")
 
     for n, completion in enumerate(asyncio.run(run())):
         assert completion.stop_reason == "abort"

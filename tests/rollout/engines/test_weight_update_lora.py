@@ -85,10 +85,9 @@ def test_adapters_are_exchanged_checked_and_put_back_after_a_crash(
             assert_sampled_by(completion, first, 1, 0, 32)
 
             # In the middle of generations: the adapter changes, the base does not.
-            engine.weights.mode = "keep"
             generation = asyncio.create_task(sample(engine, 600))
             await asyncio.sleep(0.5)
-            await engine.update_weights(2, lora=second.folder, probe=second.probe)
+            await engine.update_weights(2, lora=second.folder, probe=second.probe, mode="keep")
             completion = await generation
             switch = completion.version_spans[0].end
             assert 0 < switch < 600
