@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from palestra.demo import run_demo
+from palestra.trainer.config import EngineName
 
 
-def run(out: Path | None, *, seed: int, engine: str, control: bool, rehearsal: bool) -> int:
+def run(out: Path | None, *, seed: int, engine: EngineName, control: bool, rehearsal: bool) -> int:
     """Run the demo. Raises ValueError if the folder is in use or the engine is not installed."""
     _print(run_demo(out, seed=seed, engine=engine, control=control, rehearsal=rehearsal))
     return 0

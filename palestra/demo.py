@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from palestra.rollout.evaluate import Evaluation
-    from palestra.trainer.config import RLConfig, SFTConfig
+    from palestra.trainer.config import EngineName, RLConfig, SFTConfig
     from palestra.trainer.run_dir import RunDir
     from palestra.types import Task
     from palestra.view.progress import StageProgress
@@ -40,7 +40,7 @@ def run_demo(
     out: Path | None = None,
     *,
     seed: int = 0,
-    engine: str = "hf",
+    engine: EngineName = "hf",
     control: bool = False,
     rehearsal: bool = False,
 ) -> dict[str, Any]:
@@ -80,7 +80,12 @@ def run_demo(
 
 
 def _train(
-    run: RunDir, seed: int, engine: str, control: bool, rehearsal: bool, progress: StageProgress
+    run: RunDir,
+    seed: int,
+    engine: EngineName,
+    control: bool,
+    rehearsal: bool,
+    progress: StageProgress,
 ) -> dict[str, Any]:
     from palestra.envs.arithmetic import arithmetic_tasks
     from palestra.trainer import train_rl, train_sft
@@ -124,7 +129,7 @@ def _train(
 
 
 def stage_configs(
-    out: Path, seed: int, control: bool, engine: Any = "hf"
+    out: Path, seed: int, control: bool, engine: EngineName = "hf"
 ) -> tuple[SFTConfig, RLConfig]:
     """The demo's two stages; `palestra train` runs the same from TOML."""
     from palestra.trainer.config import RLConfig, SFTConfig

@@ -1,4 +1,4 @@
-"""`find_python`: the interpreter of the environment that a served engine is installed in."""
+"""Where a served engine can run: the interpreter that has it, and whether there is a GPU."""
 
 from __future__ import annotations
 
@@ -33,3 +33,8 @@ def find_python(engine: str) -> Path:
         f"{engine} is not installed: run `make {engine}`, or set {variable} to the Python of an "
         "environment that has it (docs/engines.md)"
     )
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an accelerator that engines would use."""
+    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()

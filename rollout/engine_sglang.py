@@ -18,6 +18,7 @@ from palestra.rollout.engine_errors import (
     EngineError,
     UnsupportedServer,
 )
+from palestra.rollout.engine_python import has_gpu
 from palestra.rollout.served_engine import ServedEngine, start_server
 from palestra.rollout.sglang_launch import sglang_command, sglang_environment
 from palestra.rollout.sglang_traits import (
@@ -41,7 +42,6 @@ from palestra.rollout.sglang_wire import (
     score_body,
 )
 from palestra.rollout.token_client import TokenClient
-from palestra.rollout.vllm_launch import has_gpu
 from palestra.types import Completion, Sampling
 
 _QUICK_S = 60.0

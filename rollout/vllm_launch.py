@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from palestra.rollout.engine_errors import ServerNotStarted
-from palestra.rollout.engine_python import find_python
+from palestra.rollout.engine_python import find_python, has_gpu
 
 # The worker's side of live weight updates.
 _UPDATABLE = (
@@ -74,8 +74,3 @@ def vllm_environment() -> dict[str, str]:
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     }
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
-
-
-def has_gpu() -> bool:
-    """Whether this machine has an accelerator that vLLM would use."""
-    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()

@@ -12,7 +12,11 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from palestra.rollout.engine import KvAfterUpdate, UpdateMode
+
 T = TypeVar("T", bound="StageConfig")
+
+EngineName = Literal["hf", "vllm", "sglang"]
 
 
 class StageConfig(BaseModel):
@@ -48,7 +52,7 @@ class StageConfig(BaseModel):
         default=16384, ge=1, description="most packed tokens in one forward and backward pass"
     )
 
-    engine: Literal["hf", "vllm", "sglang"] = Field(
+    engine: EngineName = Field(
         default="hf", description='what samples: "hf" in this process, the others as servers'
     )
     engine_urls: list[str] = Field(
@@ -57,10 +61,10 @@ class StageConfig(BaseModel):
     engine_python: str | None = Field(
         default=None, description="interpreter that has the engine installed; none: it is found"
     )
-    update_mode: Literal["wait", "keep", "abort"] = Field(
+    update_mode: UpdateMode = Field(
         default="wait", description="generations in progress while a server's weights change"
     )
-    kv_after_update: Literal["recompute", "keep"] = Field(
+    kv_after_update: KvAfterUpdate = Field(
         default="recompute", description="keys that older weights have computed"
     )
 

@@ -1,13 +1,11 @@
 """RL on a real vLLM server, in short: rollouts in a process of their own, weights updated live."""
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from palestra.rollout.engine_errors import ServerNotStarted
-from palestra.rollout.engine_python import find_python
 from palestra.rollout.recorder import read_episodes
 from palestra.trainer import train_rl
 from palestra.trainer.config import RLConfig
@@ -50,14 +48,12 @@ def served_config(out: Path, model: Path, **settings: object) -> RLConfig:
 
 
 def test_rl_through_vllm_samples_from_the_weights_that_it_has_just_trained(
-    tmp_path: Path, imitator: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    imitator: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine_python: Callable[[str], Path],
 ) -> None:
-    try:
-        find_python("vllm")
-    except ServerNotStarted as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
+    engine_python("vllm")
     (tmp_path / "lottery_env.py").write_text(LOTTERY)
     monkeypatch.syspath_prepend(tmp_path)
     run = tmp_path / "run"

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from palestra.rollout import ChatFormat, tool_call
-from palestra.rollout.engine_errors import ServerNotStarted
-from palestra.rollout.engine_python import find_python
 from palestra.rollout.server_process import ServerProcess
 from palestra.rollout.vllm_launch import vllm_command, vllm_environment
 from palestra.tools import Tool, parse_reply, tool
 from palestra.trainer.tiny import build_model, train_tokenizer
 from palestra.types import Message
+
+KeepRunning = Callable[[ServerProcess], AbstractContextManager[ServerProcess]]
 
 CONTEXT_LENGTH = 1024
 # Longer than the 128 tokens of a block of vLLM's prefix cache on a CPU: each digit is a token.
@@ -77,19 +77,34 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vllm_python() -> Path:
-    """The interpreter that has vLLM; without one a test is skipped, or fails in CI."""
-    try:
-        return find_python("vllm")
-    except ServerNotStarted as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+def vllm_python(engine_python: Callable[[str], Path]) -> Path:
+    """The interpreter that has vLLM."""
+    return engine_python("vllm")
+
+
+@pytest.fixture(scope="session")
+def keep_running() -> KeepRunning:
+    """Runs a server for a block, on a loop of its own."""
+
+    @contextmanager
+    def keep(server: ServerProcess) -> Iterator[ServerProcess]:
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(server.start())
+            yield server
+        finally:
+            loop.run_until_complete(server.stop())
+            loop.close()
+
+    return keep
 
 
 @pytest.fixture(scope="session")
 def vllm_server(
-    tiny_model_folder: Path, vllm_python: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model_folder: Path,
+    vllm_python: Path,
+    keep_running: KeepRunning,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ServerProcess]:
     """A running server of `tiny_model_folder` in float32, as `VLLMEngine.launch` starts it.
 
@@ -113,10 +128,5 @@ def vllm_server(
         log_path=tmp_path_factory.mktemp("vllm") / "vllm.log",
         env={**vllm_environment(), "OMP_NUM_THREADS": "1"},
     )
-    loop = asyncio.new_event_loop()
-    try:
-        loop.run_until_complete(server.start())
+    with keep_running(server):
         yield server
-    finally:
-        loop.run_until_complete(server.stop())
-        loop.close()

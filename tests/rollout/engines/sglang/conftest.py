@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from palestra.rollout.engine_errors import ServerNotStarted
-from palestra.rollout.engine_python import find_python
 from palestra.rollout.engine_sglang import SGLangEngine
 from palestra.rollout.server_process import ServerProcess
 from palestra.rollout.sglang_launch import sglang_command, sglang_environment
@@ -72,19 +70,17 @@ async def wait_until_running(engine: SGLangEngine, count: int) -> float:
 
 
 @pytest.fixture(scope="session")
-def sglang_python() -> Path:
-    """The interpreter that has SGLang; without one a test is skipped, or fails in CI."""
-    try:
-        return find_python("sglang")
-    except ServerNotStarted as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+def sglang_python(engine_python: Callable[[str], Path]) -> Path:
+    """The interpreter that has SGLang."""
+    return engine_python("sglang")
 
 
 @pytest.fixture(scope="session")
 def sglang_server(
-    tiny_model_folder: Path, sglang_python: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model_folder: Path,
+    sglang_python: Path,
+    keep_running: Callable[[ServerProcess], AbstractContextManager[ServerProcess]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ServerProcess]:
     """A running server of `tiny_model_folder` in float32, as `SGLangEngine.launch` starts it.
 
@@ -105,13 +101,8 @@ def sglang_server(
         log_path=tmp_path_factory.mktemp("sglang") / "sglang.log",
         env=sglang_environment(on_gpu=False),
     )
-    loop = asyncio.new_event_loop()
-    try:
-        loop.run_until_complete(server.start())
+    with keep_running(server):
         yield server
-    finally:
-        loop.run_until_complete(server.stop())
-        loop.close()
 
 
 @pytest.fixture(scope="session")
