@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from palestra.types import Completion, Sampling
+from palestra.types import Completion, Sampling, VersionSpan
 
 # What happens to generations in progress while weights change: they end first, are halted and go on
 # with the new weights, or end with what they have.
@@ -21,6 +21,10 @@ class Engine(Protocol):
     `generate` samples one completion of `prompt_ids`, at most `sampling.max_tokens` long and never
     beyond `context_length` tokens in all. Cancelling it ends the generation. Whatever it raises is
     the engine's fault, never the policy's.
+
+    `stream` samples the same completion and yields its tokens as they come, in one or more pieces;
+    the last has the `stop_reason`. `top_logprobs` asks for so many of the likeliest tokens beside
+    each. Closing the generator ends the generation.
 
     `score` returns the natural log-probability of each token but the first, given those before it,
     at temperature 1.
@@ -37,11 +41,31 @@ class Engine(Protocol):
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion: ...
 
+    def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, top_logprobs: int = 0
+    ) -> AsyncGenerator[Piece, None]: ...
+
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]: ...
 
     async def update_weights(self, version: int, *args: Any, **kwargs: Any) -> None: ...
 
     async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """Some tokens of a completion that is still being sampled; see `Completion` for the fields.
+
+    `top_logprobs` holds, for each token, the likeliest ones as (id, log-probability), best first;
+    it is empty where none were asked for. The last piece, which may have no tokens, has the
+    `stop_reason` and the `version_spans` of the whole completion.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    stop_reason: str | None = None
+    version_spans: tuple[VersionSpan, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
