@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # Images of palestra, one target per use:
 #   docker build --target sandbox -t palestra-sandbox .   what a policy's code runs in; no palestra
 #   docker build --target serve   -t palestra-serve .     inference and evaluation

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from palestra.rollout import (
     rollout,
     tool_call,
 )
+from palestra.rollout.engine import Piece
 from palestra.tools import ToolError, parse_reply, tool
 from palestra.trainer.tiny import train_tokenizer
 from palestra.types import Completion, Message, Sampling, Task, ToolSchema, Turn, Unscorable
@@ -150,6 +151,11 @@ class FaultyEngine:
         ids = self._said[text]
         logprob = math.nan if task.info["fault"] == "engine returns NaN" else -0.5
         return Completion(ids=ids, logprobs=(logprob,) * len(ids), stop_reason="stop")
+
+    async def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, top_logprobs: int = 0
+    ) -> AsyncGenerator[Piece, None]:
+        yield Piece.whole(await self.generate(prompt_ids, sampling))
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         return (-0.5,) * (len(token_ids) - 1)

@@ -1,4 +1,4 @@
-"""The rollout driver beside what its servers give to a plain load generator.
+"""The rollout driver beside what its servers give to a plain load generator, and `verifiers`.
 
 **Token server.** A server on the other core answers every request after a fixed second
 (benchmarks/token_server.py). Episodes are three tool calls in contexts of 8k tokens, sixteen to a
@@ -8,11 +8,10 @@ through the generator's. Client time is the processor time of the driver's whole
 one generation and the next, in episodes of 50 turns that are played alone.
 
 **vLLM** (`--part vllm`). SmolLM2-135M, 32 at once, the same environment; a grammar has every reply
-call the tool, so that both sides sample the same tokens. The generator replays the driver's
-requests turn after turn, each side on an emptied prefix cache.
-
-**Soak** (`--part soak`). 2,000 episodes at once against a tiny model on vLLM. **Kills** (`--part
-kills`): that server is killed 20 times at random moments. Every episode must be accounted for.
+call the tool, so that all sides sample the same tokens. The generator replays the driver's
+requests turn after turn. PyPI's `verifiers` (in an environment of its own under .venv-peers) plays
+the same episodes through the same server's chat completions, with the same chat template; its
+fraction is also of the generator's speed. Each side begins with an emptied prefix cache.
 """
 
 from __future__ import annotations
@@ -21,15 +20,12 @@ import argparse
 import asyncio
 import json
 import os
-import random
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -39,35 +35,31 @@ import aiohttp
 import orjson
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoTokenizer
 
 from palestra.envs import TaskSet, ToolEnv
-from palestra.rollout import (
-    ChatFormat,
-    Limits,
-    RoutedEngine,
-    TokenPolicy,
-    count_rewrites,
-    rollout,
-    tool_call,
-)
-from palestra.rollout.engine import Engine
+from palestra.rollout import ChatFormat, Limits, RoutedEngine, TokenPolicy, rollout, tool_call
+from palestra.rollout.engine import Engine, Piece
 from palestra.rollout.engine_vllm import VLLMEngine
-from palestra.rollout.episode import is_final
 from palestra.rollout.token_client import TokenClient
 from palestra.rollout.vllm_wire import generate_body
 from palestra.tools import parse_reply, tool
 from palestra.trainer.model_folder import find_model_folder
-from palestra.trainer.tiny import build_model, train_tokenizer
-from palestra.types import Completion, Message, Sampling, Structure, Task
+from palestra.trainer.tiny import CHAT_TEMPLATE, train_tokenizer
+from palestra.types import Completion, Episode, Message, Sampling, Structure, Task
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "rollout.json"
+PEERS = HERE.parent / ".venv-peers"
+VERIFIERS = "verifiers==0.1.14"  # the last whose environments run in the trainer's process
 CORES = sorted(os.sched_getaffinity(0))
 CONTEXT_TOKENS = 8_000
 TURNS = 3
 GROUP = 16
 LATENCY_S = 1.0
 CALL = tool_call("lookup", word="palestra")
+# A grammar has every reply call the tool, whatever the model would rather say.
+CALLS = Sampling(max_tokens=96, structure=Structure(choice=(CALL,)))
 
 
 @tool
@@ -142,6 +134,11 @@ class Timed:
         self.began.append(time.process_time())
         return await self.engine.generate(prompt_ids, sampling)
 
+    def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, top_logprobs: int = 0
+    ) -> AsyncGenerator[Piece, None]:
+        return self.engine.stream(prompt_ids, sampling, top_logprobs=top_logprobs)
+
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         return await self.engine.score(token_ids)
 
@@ -184,18 +181,29 @@ async def measure_client(base_url: str, chat_format: ChatFormat, rounds: int) ->
 
 
 async def play(
-    engine: VLLMEngine, chat_format: ChatFormat, tasks: TaskSet, n_per_task: int, concurrency: int
-) -> list[Any]:
-    episodes = rollout(
-        make_env(tasks, TURNS),
-        tasks,
+    engine: Engine,
+    chat_format: ChatFormat,
+    tasks: Iterable[Task],
+    concurrency: int,
+    *,
+    n_per_task: int = 1,
+    sampling: Sampling,
+) -> list[Episode]:
+    known = TaskSet(tasks)
+    played = rollout(
+        make_env(known, TURNS),
+        known,
         TokenPolicy(engine, chat_format),
         n_per_task=n_per_task,
         max_concurrent=concurrency,
         limits=Limits(max_turns=TURNS),
+        sampling=sampling,
         max_attempts=1,
     )
-    return [episode async for episode in episodes]
+    episodes = [episode async for episode in played]
+    assert len(episodes) == len(known) * n_per_task
+    assert all(len(episode.turns) == TURNS for episode in episodes)
+    return episodes
 
 
 async def replay(base_url: str, episodes: Sequence[Sequence[bytes]], concurrency: int) -> float:
@@ -218,21 +226,21 @@ async def replay(base_url: str, episodes: Sequence[Sequence[bytes]], concurrency
         return time.perf_counter() - started
 
 
-def bodies_of(episode: Any, chat_format: ChatFormat) -> list[bytes]:
+def bodies_of(episode: Episode, chat_format: ChatFormat) -> list[bytes]:
     """An episode's requests as bytes."""
-    return [
-        orjson.dumps(
-            generate_body(
-                "generate",
-                "model",
-                turn.prompt_ids,
-                turn.sampling,
-                max_tokens=turn.sampling.max_tokens,
-                stop_ids=sorted(chat_format.stop_ids),
-            )
+    bodies = []
+    for turn in episode.turns:
+        assert turn.sampling is not None
+        body = generate_body(
+            "generate",
+            "model",
+            turn.prompt_ids,
+            turn.sampling,
+            max_tokens=turn.sampling.max_tokens,
+            stop_ids=sorted(chat_format.stop_ids),
         )
-        for turn in episode.turns
-    ]
+        bodies.append(orjson.dumps(body))
+    return bodies
 
 
 async def measure_fraction(
@@ -247,11 +255,12 @@ async def measure_fraction(
     for _ in range(rounds):
         engine = engine_at(base_url, chat_format)
         wall, cpu = time.perf_counter(), time.process_time()
-        episodes = await play(engine, chat_format, tasks, GROUP, concurrency)
+        episodes = await play(
+            engine, chat_format, tasks, concurrency, n_per_task=GROUP, sampling=Sampling()
+        )
         driver.append(time.perf_counter() - wall)
         cpu_ms.append(1e3 * (time.process_time() - cpu) / (count * TURNS))
         await engine.aclose()
-        assert len(episodes) == count and all(len(e.turns) == TURNS for e in episodes)
         requests = [bodies_of(episodes[n], chat_format) for n in range(0, count, GROUP)]
         bare.append(await replay(base_url, requests * GROUP, concurrency))
     median = statistics.median
@@ -286,187 +295,117 @@ def measure_token_server(quick: bool) -> dict[str, float]:
     return figures
 
 
-# --- a real server that is overrun, and one that is killed
+# --- vLLM
 
 
-def save_tiny_model(folder: Path) -> ChatFormat:
-    """A randomly initialised model of 0.7M parameters that vLLM serves."""
-    question: Message = {"role": "user", "content": "look it up"}
-    tokenizer = train_tokenizer([[question, parse_reply(CALL)]], [lookup.schema()])
-    build_model(512, eos_id=tokenizer.eos_token_id, layers=4).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return ChatFormat.from_tokenizer(tokenizer)
+def peer_python() -> Path:
+    """The interpreter of an environment with `verifiers`, made if it is missing.
+
+    Raises:
+        subprocess.CalledProcessError: pip could not install it.
+    """
+    folder = PEERS / VERIFIERS
+    python = folder / "bin" / "python"
+    if not (folder / ".installed").exists():
+        print(f"installing {VERIFIERS} into {folder}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, VERIFIERS], check=True, stderr=subprocess.DEVNULL)
+        (folder / ".installed").touch()
+    return python
 
 
-async def launch_tiny(folder: Path, chat_format: ChatFormat) -> VLLMEngine:
-    return await VLLMEngine.launch(
-        folder,
-        stop_ids=chat_format.stop_ids,
-        context_length=1024,
-        max_concurrent=256,
-        env={"OMP_NUM_THREADS": "1"},
-    )
+def play_verifiers(base_url: str, count: int, concurrency: int) -> float | None:
+    """Seconds that `verifiers` takes; None, and a line that says so, if it cannot be had."""
+    script = HERE / "peers" / "rollout_verifiers.py"
+    try:
+        command = [str(peer_python()), str(script), "--base-url", base_url, "--call", CALL]
+        command += ["--episodes", str(count), "--turns", str(TURNS)]
+        command += ["--concurrency", str(concurrency)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or "pip could not install it").strip().splitlines()
+        print(f"PEER LEFT OUT: {VERIFIERS}: {lines[-1]}", flush=True)
+        return None
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["turns"] == count * TURNS, figures
+    return float(figures["wall_s"])
 
 
-def short_task(n: int) -> Task:
-    return Task(id=str(n), messages=({"role": "user", "content": f"{n}. look it up"},))
-
-
-# A grammar has every reply call the tool: a random model would never get beyond its first turn.
-CALLS = Sampling(max_tokens=96, structure=Structure(choice=(CALL,)))
-
-
-def play_short(engine: Engine, chat_format: ChatFormat, tasks: Any, concurrency: int) -> Any:
-    return rollout(
-        make_env(TaskSet([short_task(0)]), TURNS),
-        tasks,
-        TokenPolicy(engine, chat_format),
-        max_concurrent=concurrency,
-        limits=Limits(max_turns=TURNS),
-        sampling=CALLS,
-    )
-
-
-async def soak(episodes: int) -> dict[str, float]:
-    """Many more episodes at once than the server runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        chat_format = save_tiny_model(Path(folder))
-        engine = RoutedEngine([await launch_tiny(Path(folder), chat_format)])
-        before_mb, started = rss_mb(), time.perf_counter()
-        try:
-            tasks = [short_task(n) for n in range(episodes)]
-            seen: Counter[str] = Counter()
-            turns = rewrites = 0
-            async for episode in play_short(engine, chat_format, tasks, episodes):
-                seen[str(episode.outcome)] += 1
-                turns += len(episode.turns)
-                rewrites += count_rewrites(episode)
-        finally:
-            await engine.aclose()
-    assert rewrites == 0
-    return {
-        "soak_episodes_at_once": episodes,
-        "soak_scored": seen["scored"],
-        "soak_failed": seen["failed"],
-        "soak_lost": episodes - seen["scored"],
-        "soak_turns": turns,
-        "soak_s": round(time.perf_counter() - started, 1),
-        "soak_memory_mb": round(rss_mb() - before_mb, 1),
-    }
-
-
-async def survive(kills: int) -> dict[str, float]:
-    """Episodes without end while the server is killed again and again."""
-    started: list[str] = []
-    final: Counter[str] = Counter()
-    outcomes: Counter[str] = Counter()
-    attempts_failed = 0
-    left = kills
-    draw = random.Random(0)
-
-    def tasks() -> Iterator[Task]:
-        while left > 0:
-            started.append(str(len(started)))
-            yield short_task(len(started) - 1)
-
-    async def kill(engine: VLLMEngine, router: RoutedEngine) -> None:
-        nonlocal left
-        server = engine.server
-        assert server is not None
-        while left > 0:
-            await asyncio.sleep(draw.uniform(1.0, 6.0))
-            process_id = server.pid
-            os.kill(process_id, signal.SIGKILL)
-            left -= 1
-            print(f"killed {process_id}, {left} to go, {sum(final.values())} finished", flush=True)
-            # This waits until another answers.
-            await router.generate((1,), Sampling(max_tokens=1))
-
-    begun = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        chat_format = save_tiny_model(Path(folder))
-        engine = await launch_tiny(Path(folder), chat_format)
-        router = RoutedEngine([engine])
-        killing = asyncio.create_task(kill(engine, router))
-        try:
-            async for episode in play_short(router, chat_format, tasks(), 256):
-                if is_final(episode, 2):
-                    final[episode.task.id] += 1
-                    outcomes[str(episode.outcome)] += 1
-                else:
-                    attempts_failed += 1
-            await killing
-        finally:
-            killing.cancel()
-            await router.aclose()
-    return {
-        "kills": kills,
-        "kills_episodes": len(started),
-        "kills_accounted": sum(final[task_id] == 1 for task_id in started),
-        "kills_scored": outcomes["scored"],
-        "kills_failed": outcomes["failed"],
-        "kills_failed_attempts": attempts_failed,
-        "kills_reissued_generations": router.reissued,
-        "kills_s": round(time.perf_counter() - begun, 1),
-    }
-
-
-def rss_mb() -> float:
-    """Resident memory of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def load_smollm2(scratch: Path) -> tuple[Path, ChatFormat, list[str]]:
+    """Its folder, a chat format that has tools, and what makes a server use the same template."""
+    folder = find_model_folder("smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    template = scratch / "template.jinja"
+    template.write_text(CHAT_TEMPLATE)
+    serving = ["--chat-template", str(template), "--enable-auto-tool-choice"]
+    serving += ["--tool-call-parser", "hermes"]
+    return folder, ChatFormat.from_tokenizer(tokenizer), serving
 
 
 async def measure_vllm(rounds: int) -> dict[str, float]:
-    """The driver's speed on SmolLM2 as a fraction of the load generator's."""
-    folder = find_model_folder("smollm2")
-    chat_format = ChatFormat.load(folder)
-    engine = await VLLMEngine.launch(
-        folder,
-        stop_ids=chat_format.stop_ids,
-        context_length=1024,
-        dtype="bfloat16",
-        max_concurrent=64,
-        env={"OMP_NUM_THREADS": "1"},
-    )
+    """The driver's speed on SmolLM2, and `verifiers`', as fractions of the load generator's."""
     concurrency, count = 32, 64
     driver: list[float] = []
     bare: list[float] = []
-    try:
-        tasks = [short_task(n) for n in range(count)]
-        for warm in (True, *[False] * rounds):
-            await engine.control.post("/reset_prefix_cache", timeout_s=60)
-            started = time.perf_counter()
-            episodes = [e async for e in play_short(engine, chat_format, tasks, concurrency)]
-            seconds = time.perf_counter() - started
-            assert all(len(e.turns) == TURNS for e in episodes) and len(episodes) == count
-            if warm:
-                continue
-            driver.append(seconds)
-            requests = [bodies_of(episode, chat_format) for episode in episodes]
-            await engine.control.post("/reset_prefix_cache", timeout_s=60)
-            bare.append(await replay(engine.client.base_url, requests, concurrency))
-    finally:
-        await engine.aclose()
-    median = statistics.median
-    return {
+    peer: list[float] = []
+    tasks = [
+        Task(id=str(n), messages=({"role": "user", "content": f"{n}. look it up"},))
+        for n in range(count)
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, chat_format, serving = load_smollm2(Path(scratch))
+        engine = await VLLMEngine.launch(
+            folder,
+            stop_ids=chat_format.stop_ids,
+            context_length=1024,
+            dtype="bfloat16",
+            max_concurrent=64,
+            extra_args=serving,
+            env={"OMP_NUM_THREADS": "1"},
+        )
+        base_url = engine.client.base_url
+        try:
+            for is_warm in (False, *[True] * rounds):
+                await engine.control.post("/reset_prefix_cache", timeout_s=60)
+                started = time.perf_counter()
+                episodes = await play(
+                    RoutedEngine([engine]), chat_format, tasks, concurrency, sampling=CALLS
+                )
+                seconds = time.perf_counter() - started
+                if not is_warm:
+                    continue
+                driver.append(seconds)
+                requests = [bodies_of(episode, chat_format) for episode in episodes]
+                await engine.control.post("/reset_prefix_cache", timeout_s=60)
+                bare.append(await replay(base_url, requests, concurrency))
+                found = await asyncio.to_thread(play_verifiers, base_url, count, concurrency)
+                if found is not None:
+                    peer.append(found)
+        finally:
+            await engine.aclose()
+    turns, median = count * TURNS, statistics.median
+    figures = {
         "driver_fraction_vllm_c32": round(median(bare) / median(driver), 3),
-        "driver_turns_per_s_vllm_c32": round(count * TURNS / median(driver), 2),
-        "bare_turns_per_s_vllm_c32": round(count * TURNS / median(bare), 2),
+        "driver_turns_per_s_vllm_c32": round(turns / median(driver), 2),
+        "bare_turns_per_s_vllm_c32": round(turns / median(bare), 2),
     }
+    if peer:
+        figures["verifiers_fraction_c32"] = round(median(bare) / median(peer), 3)
+        figures["verifiers_turns_per_s_vllm_c32"] = round(turns / median(peer), 2)
+    return figures
 
 
 PARTS: dict[str, Callable[[bool], dict[str, float]]] = {
     "token": measure_token_server,
     "vllm": lambda quick: asyncio.run(measure_vllm(1 if quick else 3)),
-    "soak": lambda quick: asyncio.run(soak(500 if quick else 2_000)),
-    "kills": lambda quick: asyncio.run(survive(2 if quick else 20)),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer episodes and kills")
+    parser.add_argument("--quick", action="store_true", help="fewer episodes and rounds")
     parser.add_argument("--part", choices=PARTS, nargs="*", default=list(PARTS))
     options = parser.parse_args()
     for part in options.part:

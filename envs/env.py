@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -11,7 +12,7 @@ import gymnasium
 from palestra.envs.outcome import guarded_reset, guarded_step, release
 from palestra.envs.spaces import Action, Chat, Observation, Reply
 from palestra.tools import event_loop
-from palestra.types import Outcome, Score
+from palestra.types import Failure, Message, Outcome, Score
 
 # observation, reward, terminated, truncated, info
 Step = tuple[Observation, float, bool, bool, dict[str, Any]]
@@ -56,6 +57,18 @@ class Env(gymnasium.Env[Observation, Action]):
         replaces all of it.
         """
         raise NotImplementedError(f"{type(self).__name__} must define astep")
+
+    async def aplayed(self, messages: Sequence[Message], answer: str | None) -> None:
+        """Take over a conversation that an agent program had instead of the steps since the reset.
+
+        Called once, before `ascore`. `answer` is what the agent returned; None: its last reply is
+        the answer. Environments that judge conversations override it.
+        """
+        raise Failure(
+            "env",
+            f"{type(self).__name__} cannot judge an episode that an agent program played: it must "
+            "define aplayed",
+        )
 
     async def ascore(self, stop_reason: str) -> Score:
         """The verdict on the episode; called once, at its end and before `arelease`."""

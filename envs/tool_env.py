@@ -148,6 +148,11 @@ class ToolEnv(Env):
         """
         return tuple(result.message() for result in results) or None
 
+    async def aplayed(self, messages: Sequence[Message], answer: str | None) -> None:
+        """Have the verifier judge this conversation, whatever tools the agent worked with."""
+        self.messages = [copy_message(message) for message in messages]
+        self._submitted = answer
+
     async def ascore(self, stop_reason: str) -> Score:
         """The verifier's verdict on the conversation, or on the answer that was submitted."""
         assert self.task is not None

@@ -13,11 +13,13 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import palestra
+from palestra.cli_numbers import AT_LEAST_ONE, NOT_NEGATIVE, SEED
+from palestra.cli_serve_arguments import add_serve
 
 DESCRIPTION = (
     "Train tool-using language-model agents by reinforcement learning from verifiable rewards."
@@ -27,8 +29,10 @@ DESCRIPTION = (
 EXTRA_OF = {
     "datasets": "train",
     "fastapi": "serve",
+    "httptools": "serve",
     "matplotlib": "plot",
     "peft": "train",
+    "prometheus_client": "serve",
     "safetensors": "train",
     "tensorboard": "train",
     "tokenizers": "train",
@@ -132,6 +136,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_demo(commands.add_parser("demo", help="train a small tool agent and write its report"))
     _add_train(commands.add_parser("train", help="run one training stage from a TOML file"))
     _add_eval(commands.add_parser("eval", help="measure a policy on an environment's tasks"))
+    add_serve(commands.add_parser("serve", help="put a policy behind the OpenAI API"))
     _add_check(commands.add_parser("check", help="can an environment or a verifier be trusted?"))
     _add_doctor(commands.add_parser("doctor", help="what this machine offers"))
     return parser
@@ -187,7 +192,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         "--tasks", metavar="SOURCE", help="tasks with references: a .jsonl file, or an environment"
     )
     parser.add_argument(
-        "--n", type=_AT_LEAST_ONE, default=20, help="tasks, or episodes of ENV (default: 20)"
+        "--n", type=AT_LEAST_ONE, default=20, help="tasks, or episodes of ENV (default: 20)"
     )
     parser.add_argument("--json", action="store_true", help="print what was found as one object")
 
@@ -217,29 +222,9 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def _number(kind: type, low: float, what: str) -> Callable[[str], Any]:
-    """A converter that refuses what is out of range in words."""
-
-    def convert(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
-        return value
-
-    return convert
-
-
-_AT_LEAST_ONE = _number(int, 1, "a whole number from 1 up")
-_SEED = _number(int, 0, "a whole number from 0 up")
-_TEMPERATURE = _number(float, 0, "a number from 0 up")
-
-
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: a fresh runs/… folder")
-    parser.add_argument("--seed", type=_SEED, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--engine",
         choices=["hf", "vllm", "sglang"],
@@ -319,17 +304,17 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--price",
         nargs=2,
-        type=_number(float, 0, "a number from 0 up"),
+        type=NOT_NEGATIVE,
         metavar=("PROMPT", "COMPLETION"),
         help="what a million tokens cost at the endpoint, to report the cost",
     )
     parser.add_argument("--split", default="test", help="default: test")
-    parser.add_argument("--n", type=_AT_LEAST_ONE, default=500, help="tasks (default: 500)")
-    parser.add_argument("--seed", type=_SEED, default=0, metavar="N", help="default: 0")
-    parser.add_argument("--temperature", type=_TEMPERATURE, default=1.0, metavar="T")
-    parser.add_argument("--max-tokens", type=_AT_LEAST_ONE, default=512, help="per turn")
-    parser.add_argument("--context-length", type=_AT_LEAST_ONE, default=1024, metavar="TOKENS")
-    parser.add_argument("--max-concurrent", type=_AT_LEAST_ONE, default=64, metavar="EPISODES")
+    parser.add_argument("--n", type=AT_LEAST_ONE, default=500, help="tasks (default: 500)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--temperature", type=NOT_NEGATIVE, default=1.0, metavar="T")
+    parser.add_argument("--max-tokens", type=AT_LEAST_ONE, default=512, help="per turn")
+    parser.add_argument("--context-length", type=AT_LEAST_ONE, default=1024, metavar="TOKENS")
+    parser.add_argument("--max-concurrent", type=AT_LEAST_ONE, default=64, metavar="EPISODES")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write episodes and summary here")
     parser.add_argument("--json", action="store_true", help="print the figures as one object")
 

@@ -174,12 +174,13 @@ def _loaded(options: EvalOptions) -> Iterator[Policy]:
     from palestra.rollout.policy import TokenPolicy
     from palestra.trainer.load import load_policy
 
-    model, _, chat_format = load_policy(options.model)
+    model, tokenizer, chat_format = load_policy(options.model)
     engine = HFEngine(
         model,
         stop_ids=chat_format.stop_ids,
         max_slots=options.max_concurrent,
         context_length=options.context_length,
+        tokenizer=tokenizer,
     )
     try:
         yield TokenPolicy(engine, chat_format)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 # An OpenAI chat message: role, content, tool_calls, tool_call_id, name, reasoning_content.
 Message = dict[str, Any]
@@ -139,11 +139,17 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VersionSpan:
-    """Completion tokens [start, end) were sampled by weights of this version."""
+    """Completion tokens [start, end) were sampled by weights of this version.
+
+    `kv_after_update` tells what became of the keys that older weights had computed when these came:
+    thrown away ("recompute"), or left for these tokens to attend to, those of earlier turns
+    included ("keep"). None where the engine was sent no weights, or does not know of it.
+    """
 
     version: int
     start: int
     end: int
+    kv_after_update: Literal["recompute", "keep"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,7 +230,7 @@ class Episode:
     `stop_reason`: "answer" (a reply without a tool call, or a submitted answer), "env" (the
     environment ended it), "max_turns", "length" (a reply cut by its token limit), "token_budget"
     (the episode's), "context" (no room, or none to the end of the reply, in the engine's context),
-    "deadline", "failed".
+    "deadline", "agent" (an agent program could not go on with what the policy said), "failed".
     `cause` says whose fault an unscorable or failed outcome is, e.g. "tool:search". `scores` and
     `rewards` are by agent; `score` and `reward` are those of the only one.
     """

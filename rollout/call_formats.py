@@ -18,7 +18,7 @@ from palestra.types import Message, ToolSchema
 
 MISTRAL_CALLS = "[TOOL_CALLS]"
 MISTRAL_ARGUMENTS = "[ARGS]"
-_LLAMA_PYTHON = "<|python_tag|>"
+LLAMA_PYTHON = "<|python_tag|>"
 _LLAMA_ATTEMPT = re.compile(r'\{\s*"(?:name|type)"\s*:')
 _MISTRAL_ID = re.compile(r"[A-Za-z0-9]{9}")
 _JSON = json.JSONDecoder()
@@ -31,11 +31,16 @@ class CallFormat:
     `read` turns the text of a reply into a message and never raises; a malformed call becomes an
     entry of `tool_calls` with an empty name, the raw text as arguments and `error`. `write` gives
     back the text of `tool_calls`: what `read` reads as the same calls.
+
+    A call is `prefix`, a JSON object with `name` and `arguments_key`, and `suffix`.
     """
 
     name: str
     read: Callable[[str], Message]
     write: Callable[[Sequence[Mapping[str, Any]]], str]
+    prefix: str = ""
+    suffix: str = ""
+    arguments_key: str = "arguments"
 
 
 def announce(tools: Sequence[ToolSchema]) -> str:
@@ -76,8 +81,8 @@ def _write_hermes(calls: Sequence[Mapping[str, Any]]) -> str:
 def _read_llama3(text: str) -> Message:
     reasoning, rest = split_thinking(text)
     body = rest.strip()
-    attempted = body.startswith(_LLAMA_PYTHON)
-    body = body.removeprefix(_LLAMA_PYTHON).strip()
+    attempted = body.startswith(LLAMA_PYTHON)
+    body = body.removeprefix(LLAMA_PYTHON).strip()
     if not (attempted or _LLAMA_ATTEMPT.match(body)):
         return _message(reasoning, body, [])
     found, end = _json_sequence(body)
@@ -101,7 +106,7 @@ def _write_llama3(calls: Sequence[Mapping[str, Any]]) -> str:
 
 def _written_attempt(raw: str) -> str:
     """A malformed call as the model wrote it: what does not look like one was tagged as one."""
-    return raw if _LLAMA_ATTEMPT.match(raw) else _LLAMA_PYTHON + raw
+    return raw if _LLAMA_ATTEMPT.match(raw) else LLAMA_PYTHON + raw
 
 
 def _read_mistral(text: str) -> Message:
@@ -154,9 +159,23 @@ def _write_mistral(calls: Sequence[Mapping[str, Any]]) -> str:
 FORMATS: dict[str, CallFormat] = {
     form.name: form
     for form in (
-        CallFormat(name="hermes", read=parse_reply, write=_write_hermes),
-        CallFormat(name="llama3", read=_read_llama3, write=_write_llama3),
-        CallFormat(name="mistral", read=_read_mistral, write=_write_mistral),
+        CallFormat(
+            name="hermes",
+            read=parse_reply,
+            write=_write_hermes,
+            prefix="<tool_call>\n",
+            suffix="\n</tool_call>",
+        ),
+        CallFormat(
+            name="llama3", read=_read_llama3, write=_write_llama3, arguments_key="parameters"
+        ),
+        CallFormat(
+            name="mistral",
+            read=_read_mistral,
+            write=_write_mistral,
+            prefix=f"{MISTRAL_CALLS} [",
+            suffix="]",
+        ),
     )
 }
 

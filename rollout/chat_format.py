@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palestra.rollout.call_formats import FORMATS
+from palestra.rollout.call_formats import FORMATS, CallFormat
 from palestra.rollout.chat_format_file import (
     ChatFormatSettings,
     load_tokenizer,
@@ -35,6 +35,7 @@ from palestra.rollout.conversation_window import probe_conversation, shorten
 from palestra.rollout.inert_text import MARK, Marker, control_tokens, private_tokenizer
 from palestra.rollout.template_messages import Preparer, meaning
 from palestra.rollout.template_traits import USER, find_call_form, find_end_of_turn, probe
+from palestra.rollout.token_bytes import TokenBytes
 from palestra.types import Message, ToolSchema
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class ChatFormat:
     """A chat template, its tokenizer and the form in which the model writes tool calls.
 
     Made by `from_tokenizer` or `load`. `stop_ids` are the tokens that end a reply; the one that
-    was sampled belongs to the completion.
+    was sampled belongs to the completion. `token_bytes` has the UTF-8 of each token; `opening` is
+    how every reply begins, where the prompt has written that already ("<think>", else "").
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ChatFormatSettings) -> None:
@@ -71,6 +73,7 @@ class ChatFormat:
             self._template, self._end_of_turn, settings.tool_format, Marker(tokenizer)
         )
         self._tokenizer = private_tokenizer(tokenizer)
+        self.token_bytes = TokenBytes(self._tokenizer)
         self._end_id = self._encode(self._end_of_turn)[0]
         known = [self._tokenizer.token_to_id(token) for token in _STOPS if token in control]
         stops = (self._end_id, tokenizer.eos_token_id, *known, *settings.stop_ids)
@@ -79,7 +82,7 @@ class ChatFormat:
             settings, tool_format=self.tool_format, stop_ids=tuple(sorted(self.stop_ids))
         )
         header = self._template.render([USER], prompt=True)
-        self._reply_starts_thinking = header.rstrip().endswith("<think>")
+        self.opening = "<think>" if header.rstrip().endswith("<think>") else ""
         empty_thinking = re.search(r"<think>\s*</think>\s*\Z", header)
         self._empty_thinking = empty_thinking[0] if empty_thinking else ""
         # The samples of a task begin with the same prompt.
@@ -91,7 +94,12 @@ class ChatFormat:
     @property
     def tool_format(self) -> str:
         """How the model writes tool calls: "hermes", "llama3" or "mistral"."""
-        return self._preparer.form.name
+        return self.call_format.name
+
+    @property
+    def call_format(self) -> CallFormat:
+        """The form in which the model writes tool calls."""
+        return self._preparer.form
 
     @staticmethod
     def from_tokenizer(
@@ -211,10 +219,19 @@ class ChatFormat:
 
         Never raises: a malformed call becomes an entry of `tool_calls` with "error".
         """
-        ids = list(completion_ids)
-        while ids and ids[-1] in self.stop_ids:
-            ids.pop()
-        return self._read(self._tokenizer.decode(ids, skip_special_tokens=False))
+        return self.call_format.read(self.opening + self.text(completion_ids))
+
+    def text(self, completion_ids: Sequence[int]) -> str:
+        """What sampled ids say, without the tokens that end a reply; never raises."""
+        end = len(completion_ids)
+        while end and completion_ids[end - 1] in self.stop_ids:
+            end -= 1
+        data = b"".join(map(self.token_bytes.__getitem__, completion_ids[:end]))
+        return data.decode(errors="replace").replace(MARK, "")
+
+    def encode_written(self, text: str) -> list[int]:
+        """The ids of text as the model would write it: control tokens that it spells are such."""
+        return self._encode(text)
 
     def _added(
         self,
@@ -266,7 +283,8 @@ class ChatFormat:
             before = before.removesuffix(self._empty_thinking)
             if not after.startswith(before):
                 return None
-            if meaning(self._read(after[len(before) : end])) != meaning(reply):
+            printed = self.opening + after[len(before) : end].replace(MARK, "")
+            if meaning(self.call_format.read(printed)) != meaning(reply):
                 return None
         return after[end:]
 
@@ -309,11 +327,6 @@ class ChatFormat:
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
-
-    def _read(self, text: str) -> Message:
-        if self._reply_starts_thinking:
-            text = "<think>" + text
-        return self._preparer.form.read(text.replace(MARK, ""))
 
 
 def _preparer(

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from palestra.types import Message, ToolSchema
 
 # Below so many replies the whole conversation costs no more.
-_MIN_REPLIES = 6
+_MIN_REPLIES = 8
+# Replies beyond a multiple of this stay: what was rendered for one turn then begins the next one's.
+_STRIDE = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,17 +39,18 @@ def shorten(messages: Sequence[Message]) -> Window | None:
     Each reply is kept with what answered it, and its kind includes theirs.
     """
     starts = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
-    if len(starts) < _MIN_REPLIES:
+    settled = len(starts) - len(starts) % _STRIDE
+    if settled < _MIN_REPLIES:
         return None
     ends = [*starts[1:], len(messages)]
     latest: dict[Hashable, int] = {}
-    for block, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        latest[tuple(map(_kind, messages[start:end]))] = block
-    kept = sorted({0, len(starts) - 1, *latest.values()})
-    if len(kept) > len(starts) // 2:
+    for block in range(settled):
+        latest[tuple(map(_kind, messages[starts[block] : ends[block]]))] = block
+    kept = sorted({0, settled - 1, *latest.values()})
+    if len(kept) > settled // 2:
         return None
     short = list(messages[: starts[0]])
-    for block in kept:
+    for block in (*kept, *range(settled, len(starts))):
         short += messages[starts[block] : ends[block]]
     return Window(messages=short, replies=len(starts))
 
@@ -74,14 +77,14 @@ def probe_conversation() -> tuple[list[Message], list[ToolSchema]]:
 
 def _kind(message: Message) -> Hashable:
     """What a template might tell messages apart by, besides what they say."""
-    role, content = message.get("role"), message.get("content")
+    get = message.get  # this runs for every message in every turn
+    role, content = get("role"), get("content")
     if role != "assistant":
-        return role, bool(content)
-    calls = message.get("tool_calls") or ()
-    return (
-        bool(content),
-        bool(message.get("reasoning_content"))
-        or (isinstance(content, str) and "<think" in content),
-        min(len(calls), 2),
-        bool(calls) and any(call.get("error") for call in calls),
-    )
+        return role, not content
+    thinks = get("reasoning_content") or (isinstance(content, str) and "<think" in content)
+    calls = get("tool_calls")
+    if not calls:
+        return not content, not thinks
+    several = len(calls) > 1
+    errs = any(call.get("error") for call in calls) if several else calls[0].get("error")
+    return not content, not thinks, several, not errs

@@ -36,16 +36,16 @@ async def within(timeout_s: float, work: Coroutine[Any, Any, T], cause: str) -> 
     try:
         await asyncio.wait((task,), timeout=timeout_s)
         if not task.done():
-            raise DeadlineExceeded(stuck=not await _cancel(task))
+            raise DeadlineExceeded(stuck=not await cancel(task))
     except asyncio.CancelledError:
-        await _cancel(task)
+        await cancel(task)
         raise
     if task.cancelled():
         raise Failure(cause, "it was cancelled from within")
     return task.result()
 
 
-async def _cancel(task: asyncio.Task[Any]) -> bool:
+async def cancel(task: asyncio.Task[Any]) -> bool:
     """Cancel and wait for the end; False if there is none."""
     task.cancel()
     await asyncio.wait((task,), timeout=GRACE_S)

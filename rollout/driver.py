@@ -7,7 +7,6 @@ running behind.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing, nullcontext
@@ -16,15 +15,14 @@ from typing import Any
 import gymnasium
 
 from palestra.envs.env import Env
-from palestra.rollout.deadline import within
 from palestra.rollout.earlier import Earlier
+from palestra.rollout.env_pool import EnvPool
 from palestra.rollout.episode import (
     CANCELLED,
     DEFAULT_LIMITS,
     DEFAULT_SAMPLING,
     EpisodeInProgress,
     Limits,
-    env_id,
     is_final,
     run_episode,
 )
@@ -32,13 +30,9 @@ from palestra.rollout.groups import EpisodeGroup, GroupKey, Groups, group_key
 from palestra.rollout.policy import Policy
 from palestra.rollout.recorder import Recorder
 from palestra.rollout.slots import Slots
-from palestra.types import Episode, Outcome, Sampling, Task
+from palestra.types import Episode, Sampling, Task
 
 __all__ = ["Limits", "rollout", "rollout_groups", "run_episode"]
-
-_log = logging.getLogger(__name__)
-
-_CLOSE_TIMEOUT_S = 10.0
 
 
 async def rollout(
@@ -56,6 +50,7 @@ async def rollout(
     resume: Iterable[Episode] = (),
     slots: Slots | None = None,
     enough: asyncio.Event | None = None,
+    make_episode: Callable[..., EpisodeInProgress] = EpisodeInProgress,
 ) -> AsyncGenerator[Episode, None]:
     """Play `n_per_task` episodes of each task and yield them as they end.
 
@@ -71,6 +66,8 @@ async def rollout(
         slots: the engine's places, shared fairly with other rollouts that are given the same.
         enough: once set, no further episode begins and those in progress are cancelled. They are
             yielded and recorded as `failed` with the cause "cancelled".
+        make_episode: how an episode is played, `AgentEpisode` for one; called with the arguments of
+            `EpisodeInProgress`.
 
     Raises:
         ValueError: a number out of range, `make_env` makes something else than a palestra Env,
@@ -79,11 +76,11 @@ async def rollout(
         OSError: the recorder cannot write.
     """
     _check(n_per_task=n_per_task, max_concurrent=max_concurrent, max_attempts=max_attempts)
-    envs = _EnvPool(make_env)
+    envs = EnvPool(make_env)
     groups = Groups(n_per_task, room=max_concurrent)
     earlier = Earlier(resume, seed=seed, max_attempts=max_attempts)
     if earlier:
-        earlier.drop_incomplete_groups(envs.verifier(), n_per_task)
+        earlier.drop_incomplete_groups(getattr(envs.peek(), "verifier", None), n_per_task)
     room = asyncio.Semaphore(max_concurrent)
     lane = nullcontext() if slots is None else slots.lane()
     in_progress: set[asyncio.Task[Any]] = set()
@@ -95,7 +92,7 @@ async def rollout(
     async def play_once(env: Env, task: Task, sample: int, attempt: int) -> Episode:
         playing = asyncio.current_task()
         assert playing is not None
-        episode = EpisodeInProgress(
+        episode = make_episode(
             env=env,
             policy=policy,
             task=task,
@@ -194,6 +191,7 @@ async def rollout_groups(
     recorder: Recorder | None = None,
     resume: Iterable[Episode] = (),
     slots: Slots | None = None,
+    make_episode: Callable[..., EpisodeInProgress] = EpisodeInProgress,
 ) -> AsyncGenerator[EpisodeGroup, None]:
     """As `rollout`, but yields the episodes of a task together as soon as all have ended.
 
@@ -224,6 +222,7 @@ async def rollout_groups(
         resume=resume,
         slots=slots,
         enough=enough,
+        make_episode=make_episode,
     )
     async with aclosing(episodes):
         async for episode in episodes:
@@ -247,46 +246,6 @@ def _is_complete(group: list[Episode], size: int, max_attempts: int) -> bool:
 def _in_order(episodes: list[Episode], *, surplus: bool = False) -> EpisodeGroup:
     in_order = sorted(episodes, key=lambda episode: (episode.sample, episode.attempt))
     return EpisodeGroup(episodes=tuple(in_order), surplus=surplus)
-
-
-class _EnvPool:
-    """Environments to use again, except those whose last episode failed or was cut off."""
-
-    def __init__(self, make_env: Callable[[], gymnasium.Env[Any, Any]]) -> None:
-        self._make_env = make_env
-        self._idle: list[Env] = []
-        self._busy: set[Env] = set()
-
-    def take(self) -> Env:
-        env = self._idle.pop() if self._idle else self._make_env().unwrapped
-        if not isinstance(env, Env):
-            raise ValueError(f"make_env must make a palestra Env, got a {type(env).__name__}")
-        self._busy.add(env)
-        return env
-
-    def verifier(self) -> Callable[..., Any] | None:
-        """That of the environments, where they have one."""
-        env = self.take()
-        self._busy.remove(env)
-        self._idle.append(env)
-        return getattr(env, "verifier", None)
-
-    async def give_back(self, env: Env, episode: Episode) -> None:
-        self._busy.remove(env)
-        if episode.outcome is Outcome.FAILED or episode.stop_reason == "deadline":
-            await _close(env)
-        else:
-            self._idle.append(env)
-
-    async def close(self) -> None:
-        await asyncio.gather(*map(_close, (*self._idle, *self._busy)))
-
-
-async def _close(env: Env) -> None:
-    try:
-        await within(_CLOSE_TIMEOUT_S, env.aclose(), cause="env")
-    except Exception:
-        _log.warning("%s could not be closed", env_id(env), exc_info=True)
 
 
 def _samples(tasks: Iterable[Task], n_per_task: int) -> Iterator[tuple[Task, int]]:

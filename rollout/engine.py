@@ -57,8 +57,9 @@ class Piece:
     """Some tokens of a completion that is still being sampled; see `Completion` for the fields.
 
     `top_logprobs` holds, for each token, the likeliest ones as (id, log-probability), best first;
-    it is empty where none were asked for. The last piece, which may have no tokens, has the
-    `stop_reason` and the `version_spans` of the whole completion.
+    it is empty where none were asked for. Tokens that cannot be sampled are not among them. The
+    last piece, which may have no tokens, has the `stop_reason` and the `version_spans` of the whole
+    completion.
     """
 
     ids: tuple[int, ...]
@@ -66,6 +67,19 @@ class Piece:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     stop_reason: str | None = None
     version_spans: tuple[VersionSpan, ...] = ()
+
+    @staticmethod
+    def whole(
+        completion: Completion, top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    ) -> Piece:
+        """All of a completion that has ended."""
+        return Piece(
+            ids=completion.ids,
+            logprobs=completion.logprobs,
+            top_logprobs=top_logprobs,
+            stop_reason=completion.stop_reason,
+            version_spans=completion.version_spans,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

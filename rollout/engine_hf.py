@@ -11,23 +11,26 @@ Shapes: T packed tokens, N sequences in a pass, E hidden size, V vocabulary.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from palestra.rollout.attention import Segments, hidden_states, require_packable
+from palestra.rollout.engine import KvAfterUpdate, Piece
 from palestra.rollout.engine_errors import BadLogprobs, ContextOverflow, UnknownToken
+from palestra.rollout.generation import Generation, Listener
+from palestra.rollout.grammar import Grammars
 from palestra.rollout.prefix_index import BLOCK, PrefixIndex
-from palestra.rollout.sampling import Sampler
+from palestra.rollout.sampling import Sampler, draw_uniforms, likeliest
 from palestra.rollout.slot_cache import Group, SlotCache, SlotLayout, similar_counts
-from palestra.types import Completion, Sampling, VersionSpan
+from palestra.types import Completion, Sampling
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Prompts beyond so many tokens wait for the next pass: they take memory, and everybody's time.
 _MAX_PROMPT_TOKENS = 8192
@@ -37,55 +40,15 @@ _SCORED_AT_ONCE = 256
 
 
 @dataclass(slots=True, eq=False)
-class _Sequence:
-    """A generation in progress."""
-
-    prompt_ids: tuple[int, ...]
-    sampling: Sampling
-    done: asyncio.Future[Completion]
-    uniforms: list[float]  # one draw in [0, 1) per token to come
-    slot: int = -1
-    cached: int = 0  # how many leading tokens have their keys in the slot
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    switches: list[tuple[int, int]] = field(default_factory=list)  # version, its first token
-
-    def tokens(self) -> tuple[int, ...]:
-        return (*self.prompt_ids, *self.ids)
-
-    def uncached(self) -> Sequence[int]:
-        """The tokens to compute, at least one."""
-        start = self.cached - len(self.prompt_ids)
-        return self.ids[start:] if start >= 0 else self.tokens()[self.cached :]
-
-    def record(self, token: int, logprob: float, version: int) -> None:
-        if not self.switches or self.switches[-1][0] != version:
-            self.switches.append((version, len(self.ids)))
-        self.cached = len(self.prompt_ids) + len(self.ids)
-        self.ids.append(token)
-        self.logprobs.append(logprob)
-
-    def completion(self, stop_reason: str) -> Completion:
-        ends = [*(start for _, start in self.switches[1:]), len(self.ids)]
-        return Completion(
-            ids=tuple(self.ids),
-            logprobs=tuple(self.logprobs),
-            stop_reason=stop_reason,
-            version_spans=tuple(
-                VersionSpan(version=version, start=start, end=end)
-                for (version, start), end in zip(self.switches, ends, strict=True)
-            ),
-        )
-
-
-@dataclass(slots=True, eq=False)
 class _Pass:
     """What a step computes; it serves the next one too while the same sequences go on."""
 
-    order: list[_Sequence]
+    order: list[Generation]
     ids_T: Tensor
     layout: SlotLayout
     sampler: Sampler
+    shaped: list[int]  # which of them have a grammar
+    watched: list[int]  # of which the likeliest tokens are wanted
 
 
 class HFEngine:
@@ -102,6 +65,7 @@ class HFEngine:
         stop_ids: token ids that end a reply (included in the completion).
         max_slots: how many sequences run at once.
         context_length: most tokens of prompt + completion; a longer prompt raises ContextOverflow.
+        tokenizer: the model's, for structured replies.
     """
 
     def __init__(
@@ -111,18 +75,25 @@ class HFEngine:
         stop_ids: frozenset[int],
         max_slots: int = 256,
         context_length: int = 512,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         require_packable(model)
         self.context_length = context_length
         self.version = 0
+        self._kv_after_update: KvAfterUpdate | None = None  # that of the last update
         self.prompt_tokens_computed = 0
         self._model = model
         embeddings: Any = model.get_input_embeddings()
         self._vocabulary = embeddings.weight.shape[0]
         self._stop_ids = stop_ids
         self._cache = SlotCache(model, max_slots, context_length)
-        self._arrivals: list[_Sequence] = []
-        self._running: list[_Sequence] = []
+        self._grammars = (
+            None if tokenizer is None else Grammars(tokenizer, self._vocabulary, stop_ids)
+        )
+        self._listeners: dict[Listener, None] = {}  # in the order in which they came
+        self._dead_ends: list[tuple[Generation, ValueError]] = []
+        self._arrivals: list[Generation] = []
+        self._running: list[Generation] = []
         self._next_pass: _Pass | None = None
         self._between_steps = asyncio.Lock()
         self._loop_task: asyncio.Task[None] | None = None
@@ -134,9 +105,34 @@ class HFEngine:
         Raises:
             ContextOverflow: an empty prompt, or one that leaves no room in the context.
             UnknownToken: an id that the model has no embedding for.
-            ValueError: a structure is asked for, which takes a grammar.
+            ValueError: a structure that there is no grammar for, or no tokenizer.
             BadLogprobs: the weights give numbers that are none.
         """
+        generation = await self._prepare(prompt_ids, sampling)
+        self._submit(generation)
+        return await generation.done
+
+    async def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, top_logprobs: int = 0
+    ) -> AsyncGenerator[Piece, None]:
+        """The same, as it is sampled; what has come meanwhile makes one piece. Raises the same."""
+        generation = await self._prepare(prompt_ids, sampling, top_logprobs)
+        listener = Listener(generation)
+        self._listeners[listener] = None
+        self._submit(generation)
+        try:
+            while True:
+                piece = await listener.next_piece()
+                yield piece
+                if piece.stop_reason is not None:
+                    return
+        finally:
+            del self._listeners[listener]
+            generation.done.cancel()
+
+    async def _prepare(
+        self, prompt_ids: Sequence[int], sampling: Sampling, top_logprobs: int = 0
+    ) -> Generation:
         prompt = tuple(prompt_ids)
         room = self.context_length - len(prompt)
         if not prompt or room < 1:
@@ -144,22 +140,28 @@ class HFEngine:
                 f"a prompt of {len(prompt)} tokens does not fit: it needs 1 to "
                 f"{self.context_length - 1} (context_length {self.context_length})"
             )
-        if sampling.structure is not None:
-            raise ValueError(
-                "the embedded engine has no grammar for sampling.structure: use engine "
-                '"vllm" or "sglang", or ask in the prompt and verify the reply'
-            )
         self._check_ids(prompt)
-        sequence = _Sequence(
+        grammar = None
+        if sampling.structure is not None:
+            if self._grammars is None:
+                raise ValueError(
+                    "the embedded engine has no grammar for sampling.structure: give HFEngine the "
+                    "model's tokenizer (tokenizer=...)"
+                )
+            grammar = await asyncio.to_thread(self._grammars.compile, sampling.structure)
+        return Generation(
             prompt_ids=prompt,
             sampling=sampling,
             done=asyncio.get_running_loop().create_future(),
-            uniforms=_uniforms(sampling.seed, min(sampling.max_tokens, room)),
+            uniforms=draw_uniforms(sampling.seed, min(sampling.max_tokens, room)),
+            top_logprobs=top_logprobs,
+            grammar=grammar,
         )
-        self._arrivals.append(sequence)
+
+    def _submit(self, generation: Generation) -> None:
+        self._arrivals.append(generation)
         if self._loop_task is None or self._loop_task.done():
             self._loop_task = asyncio.create_task(self._run())
-        return await sequence.done
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         """The natural log-probability of each token but the first, at temperature 1.
@@ -190,7 +192,7 @@ class HFEngine:
         """
         async with self._between_steps:
             load()
-            self.version = version
+            self.version, self._kv_after_update = version, "recompute"
             self._cache.forget()
             self._next_pass = None
             for sequence in self._running:
@@ -228,12 +230,14 @@ class HFEngine:
                 # Let every coroutine that is ready submit its request before the next pass.
                 await asyncio.sleep(0)
                 async with self._between_steps:
-                    self._drop_cancelled()
+                    self._drop_ended()
                     self._admit()
                     if not self._running:
                         return
                     await loop.run_in_executor(self._worker, self._step)
                     self._finish_ended()
+                    for listener in self._listeners:
+                        listener.hear()
         except Exception as error:
             for sequence in (*self._arrivals, *self._running):
                 if not sequence.done.done():
@@ -241,14 +245,15 @@ class HFEngine:
             self._arrivals, self._running, self._next_pass = [], [], None
             self._cache.forget()
 
-    def _drop_cancelled(self) -> None:
-        running = [s for s in self._running if not s.done.cancelled()]
+    def _drop_ended(self) -> None:
+        """Forget those that nobody waits for, or that failed alone."""
+        running = [s for s in self._running if not s.done.done()]
         if len(running) < len(self._running):
             for sequence in self._running:
-                if sequence.done.cancelled():
+                if sequence.done.done():
                     self._cache.release(sequence.slot, sequence.tokens()[: sequence.cached])
             self._running, self._next_pass = running, None
-        self._arrivals = [s for s in self._arrivals if not s.done.cancelled()]
+        self._arrivals = [s for s in self._arrivals if not s.done.done()]
 
     def _admit(self) -> None:
         """Give slots to arrivals, in order, as long as there are any.
@@ -258,8 +263,8 @@ class HFEngine:
         if not self._arrivals:
             return
         begun = PrefixIndex()  # the texts that this pass computes, numbered
-        admitted: list[_Sequence] = []
-        waiting: list[_Sequence] = []
+        admitted: list[Generation] = []
+        waiting: list[Generation] = []
         to_compute = 0
         for index, sequence in enumerate(self._arrivals):
             if not self._cache.has_room() or to_compute > _MAX_PROMPT_TOKENS:
@@ -281,6 +286,10 @@ class HFEngine:
             self._next_pass = None
 
     def _finish_ended(self) -> None:
+        for generation, error in self._dead_ends:
+            if not generation.done.done():
+                generation.done.set_exception(error)
+        self._dead_ends.clear()
         running = []
         for sequence in self._running:
             if sequence.ids[-1] in self._stop_ids:
@@ -306,19 +315,42 @@ class HFEngine:
         if not now.layout.is_one_each:
             hidden_TE = hidden_TE[now.layout.last_N]
         logits_NV = self._model.get_output_embeddings()(hidden_TE)
-        tokens_N, logprobs_N = now.sampler.draw(logits_NV, [s.uniforms[len(s.ids)] for s in order])
+        if now.shaped:
+            self._shape(logits_NV, now)
+        uniforms = [s.uniforms[len(s.ids)] for s in order]
+        tokens_N, logprobs_N, probs_NV = now.sampler.draw(logits_NV, uniforms)
         logprobs = logprobs_N.tolist()
         if any(logprob != logprob for logprob in logprobs):
             raise BadLogprobs("the model's logits are not numbers (NaN): its weights are broken")
         for sequence, token, logprob in zip(order, tokens_N.tolist(), logprobs, strict=True):
             if len(sequence.ids) + len(sequence.prompt_ids) - sequence.cached > 1:
                 self._cache.hold(sequence.slot, sequence.tokens())
-            sequence.record(token, logprob, self.version)
+            sequence.record(token, logprob, self.version, self._kv_after_update)
+        for row in now.shaped:
+            grammar = order[row].grammar
+            assert grammar is not None
+            grammar.take(order[row].ids[-1])
+        if now.watched:
+            wanted = [order[row].top_logprobs for row in now.watched]
+            for row, top in zip(now.watched, likeliest(probs_NV[now.watched], wanted), strict=True):
+                order[row].tops.append(top)
         self._next_pass = None
         if now.layout.is_one_each:
             now.layout.advance()
             now.ids_T = tokens_N
             self._next_pass = now
+
+    def _shape(self, logits_NV: Tensor, now: _Pass) -> None:
+        """Leave each reply that has a structure the tokens that go on in it."""
+        for row in now.shaped:
+            generation = now.order[row]
+            assert generation.grammar is not None
+            try:
+                allowed_V = generation.grammar.allowed_V().to(logits_NV.device)
+            except ValueError as error:
+                self._dead_ends.append((generation, error))
+            else:
+                logits_NV[row].masked_fill_(~allowed_V, -torch.inf)
 
     def _plan(self) -> _Pass:
         """The next pass over what runs now."""
@@ -346,6 +378,8 @@ class HFEngine:
             ids_T=torch.tensor(ids, device=device),
             layout=self._cache.layout(groups),
             sampler=Sampler([s.sampling for s in order], device),
+            shaped=[row for row, s in enumerate(order) if s.grammar is not None],
+            watched=[row for row, s in enumerate(order) if s.top_logprobs],
         )
 
     @torch.inference_mode()
@@ -360,14 +394,3 @@ class HFEngine:
             scored_T1 = logits_TV.log_softmax(-1).gather(-1, ids_T[start + 1 : end + 1, None])
             logprobs += scored_T1[:, 0].tolist()
         return tuple(logprobs)
-
-
-def _uniforms(seed: int | None, count: int) -> list[float]:
-    """One uniform draw per token: what a seed samples does not depend on who shares the batch."""
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    draws: list[float] = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
-    return draws

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from palestra.rollout.engine import KvAfterUpdate, Probe, UpdateMode
+from palestra.rollout.engine import KvAfterUpdate, Piece, Probe, UpdateMode
 from palestra.rollout.engine_errors import (
+    BadAnswer,
     ContextOverflow,
     EngineError,
     UnsupportedServer,
@@ -34,6 +35,7 @@ from palestra.rollout.sglang_update import (
 )
 from palestra.rollout.sglang_wire import (
     GENERATE,
+    PieceReader,
     generate_body,
     is_truncated,
     read_completion,
@@ -210,24 +212,7 @@ class SGLangEngine(ServedEngine):
             RequestFailed: the server refused.
             TimeoutError: no answer in time.
         """
-        room = self._require_fitting(prompt_ids)
-        if sampling.structure is not None and not self.traits.grammar:
-            raise UnsupportedServer(
-                "the server has no grammars for structured replies: start it with "
-                "--grammar-backend xgrammar"
-            )
-        if self.traits.seeded and sampling.seed is None:
-            # Without a seed SGLang would give every generation the same one.
-            sampling = replace(sampling, seed=secrets.randbits(63))
-        body = generate_body(
-            prompt_ids,
-            sampling,
-            max_tokens=min(sampling.max_tokens, room),
-            stop_ids=self._stop_ids,
-            request_id=uuid.uuid4().hex,
-            max_support=self.traits.max_support,
-            vocab_size=self.traits.vocab_size,
-        )
+        body = self._body(prompt_ids, sampling)
         try:
             answer = await self._ask(body)
         except (asyncio.CancelledError, TimeoutError):
@@ -240,7 +225,37 @@ class SGLangEngine(ServedEngine):
             version_of=self._version_of,
         )
         self._note_completion()
-        return completion
+        return replace(completion, version_spans=self._tell_kv(completion.version_spans))
+
+    async def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, top_logprobs: int = 0
+    ) -> AsyncGenerator[Piece, None]:
+        """See `Engine`. Raises as `generate`, also when it has begun; TimeoutError when the server
+        falls silent."""
+        body = self._body(prompt_ids, sampling, top_logprobs=top_logprobs, stream=True)
+        reader = PieceReader(
+            top_logprobs=top_logprobs,
+            vocab_size=self.traits.vocab_size,
+            truncated=is_truncated(sampling),
+            version_of=self._version_of,
+        )
+        last = None
+        await self._until_up()
+        try:
+            async with self._gate.enter(), aclosing(self._post_stream(GENERATE, body)) as answer:
+                async for events in answer:
+                    piece = reader.read(events)
+                    if piece.stop_reason is not None:
+                        last = piece  # kept until the answer is read, for its connection's sake
+                    elif piece.ids:
+                        yield piece
+        except (asyncio.CancelledError, GeneratorExit, TimeoutError):
+            self._abort(body["rid"])
+            raise
+        if last is None:
+            raise BadAnswer(f"SGLang's stream ended after {reader.count} tokens without a reason")
+        self._note_completion()
+        yield replace(last, version_spans=self._tell_kv(last.version_spans))
 
     async def generate_group(
         self, prompt_ids: Sequence[int], sampling: Sampling, n: int
@@ -322,6 +337,7 @@ class SGLangEngine(ServedEngine):
             kv_after_update=kv_after_update,
         )
         await self._until_up()
+        self._kv_after_update[version] = kv_after_update
         await self._weights.update(update)
         self.version = version
 
@@ -335,6 +351,30 @@ class SGLangEngine(ServedEngine):
         await self._until_up()
         async with self._gate.enter():
             return await self._post(GENERATE, body)
+
+    def _body(
+        self, prompt_ids: Sequence[int], sampling: Sampling, **options: Any
+    ) -> dict[str, Any]:
+        """The request for a completion. Raises as `generate`."""
+        room = self._require_fitting(prompt_ids)
+        if sampling.structure is not None and not self.traits.grammar:
+            raise UnsupportedServer(
+                "the server has no grammars for structured replies: start it with "
+                "--grammar-backend xgrammar"
+            )
+        if self.traits.seeded and sampling.seed is None:
+            # Without a seed SGLang would give every generation the same one.
+            sampling = replace(sampling, seed=secrets.randbits(63))
+        return generate_body(
+            prompt_ids,
+            sampling,
+            max_tokens=min(sampling.max_tokens, room),
+            stop_ids=self._stop_ids,
+            request_id=uuid.uuid4().hex,
+            max_support=self.traits.max_support,
+            vocab_size=self.traits.vocab_size,
+            **options,
+        )
 
     def _abort(self, request_id: str) -> None:
         """Free the server of a request whose answer nobody waits for."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from palestra.rollout.engine import KvAfterUpdate, Probe, UpdateMode
+from palestra.rollout.engine import KvAfterUpdate, Piece, Probe, UpdateMode
 from palestra.rollout.engine_errors import (
+    BadAnswer,
     ContextOverflow,
     RequestFailed,
     UnknownToken,
@@ -29,6 +32,7 @@ from palestra.rollout.vllm_wire import (
     Endpoint,
     generate_body,
     read_completions,
+    read_piece,
     read_scores,
     score_body,
 )
@@ -201,16 +205,7 @@ class VLLMEngine(ServedEngine):
             RequestFailed: the server refused.
             TimeoutError: no answer in time.
         """
-        room = self._require_room(prompt_ids)
-        body = generate_body(
-            self.endpoint,
-            self.model_name,
-            prompt_ids,
-            sampling,
-            max_tokens=min(sampling.max_tokens, room),
-            stop_ids=self._stop_ids,
-            n=n,
-        )
+        body = self._body(prompt_ids, sampling, n=n)
         await self._until_up()
         version = self.version
         answer = await self._post(PATHS[self.endpoint], body)
@@ -219,9 +214,41 @@ class VLLMEngine(ServedEngine):
         )
         self._note_completion()
         return [
-            completion if completion.version_spans else _with_version(completion, version)
+            replace(
+                completion,
+                version_spans=self._spans(completion.version_spans, len(completion.ids), version),
+            )
             for completion in completions
         ]
+
+    async def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, top_logprobs: int = 0
+    ) -> AsyncGenerator[Piece, None]:
+        """See `Engine`. Raises as `generate_group`, also when it has begun; TimeoutError when the
+        server falls silent. The server's --max-logprobs must be above `top_logprobs`."""
+        body = self._body(prompt_ids, sampling, top_logprobs=top_logprobs, stream=True)
+        await self._until_up()
+        version = self.version
+        count = 0
+        last = None
+        async with aclosing(self._post_stream(PATHS[self.endpoint], body)) as answer:
+            async for events in answer:
+                piece = read_piece(
+                    events,
+                    self.endpoint,
+                    top_logprobs=top_logprobs,
+                    vocab_size=self.vocab_size,
+                    version_of=self._version_of,
+                )
+                count += len(piece.ids)
+                if piece.stop_reason is not None:
+                    last = piece  # kept until the answer is read, for its connection's sake
+                elif piece.ids:
+                    yield piece
+        if last is None:
+            raise BadAnswer(f"vLLM's stream ended after {count} tokens without a reason")
+        self._note_completion()
+        yield replace(last, version_spans=self._spans(last.version_spans, count, version))
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         """See `Engine`. Raises as `generate_group`.
@@ -257,6 +284,7 @@ class VLLMEngine(ServedEngine):
         See `WeightUpdater.update`, also for what it raises.
         """
         await self._until_up()
+        self._kv_after_update[version] = kv_after_update
         await self.weights.update(
             version,
             folder,
@@ -273,26 +301,41 @@ class VLLMEngine(ServedEngine):
         await self.weights.restore()
         self._note_weights()
 
+    def _spans(
+        self, told: tuple[VersionSpan, ...], count: int, version: int
+    ) -> tuple[VersionSpan, ...]:
+        """Those of `count` tokens; all are of `version` where the server told none."""
+        if count and not told:
+            told = (VersionSpan(version=version, start=0, end=count),)
+        return self._tell_kv(told)
+
     def _note_weights(self) -> None:
         self.model_name = self.weights.model
         if self.weights.version is not None:
             self.version = self.weights.version
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """What the server answers to a generation; its troubles by name."""
+    def _body(
+        self, prompt_ids: Sequence[int], sampling: Sampling, **options: Any
+    ) -> dict[str, Any]:
+        """The request for completions. Raises ContextOverflow."""
+        room = self._require_room(prompt_ids)
+        return generate_body(
+            self.endpoint,
+            self.model_name,
+            prompt_ids,
+            sampling,
+            max_tokens=min(sampling.max_tokens, room),
+            stop_ids=self._stop_ids,
+            **options,
+        )
+
+    @asynccontextmanager
+    async def _naming_troubles(self) -> AsyncIterator[None]:
+        """See `ServedEngine`."""
         try:
-            return await super()._post(path, body)
+            async with super()._naming_troubles():
+                yield
         except RequestFailed as error:
             if "out of vocabulary" in error.message:
                 raise UnknownToken(f"{error.message}: the prompt is of another model") from None
             raise
-
-
-def _with_version(completion: Completion, version: int) -> Completion:
-    spans = (VersionSpan(version=version, start=0, end=len(completion.ids)),)
-    return Completion(
-        ids=completion.ids,
-        logprobs=completion.logprobs,
-        stop_reason=completion.stop_reason,
-        version_spans=spans if completion.ids else (),
-    )

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from palestra.rollout.engine import Probe, StaleWeights
+from palestra.rollout.engine import KvAfterUpdate, Piece, Probe, StaleWeights
 from palestra.rollout.engine_errors import ContextOverflow
 from palestra.rollout.vllm_wire import generate_body
 from palestra.rollout.weight_check import worst_error
@@ -68,6 +69,7 @@ class InProcessVLLM:
             "max_model_len": context_length,
             "max_num_seqs": max_concurrent,
             "logprobs_mode": "processed_logprobs",
+            "max_logprobs": 21,  # OpenAI's 20 likeliest tokens, and the sampled one
             "generation_config": "vllm",
             "worker_extension_cls": EXTENSION,
             "enable_sleep_mode": sleep_mode,
@@ -80,6 +82,7 @@ class InProcessVLLM:
             arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
         self.context_length = context_length
         self.version = 0
+        self._kv_after_update: dict[int, KvAfterUpdate] = {}  # by the version that was sent
         self._engine: Any = vllm.LLM(**arguments).llm_engine
         self._engine.set_weight_version("0")
         self._stop_ids = sorted(stop_ids)
@@ -91,6 +94,20 @@ class InProcessVLLM:
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
         """See `Engine`. Raises ContextOverflow where the prompt leaves no room."""
+        return (await self._sample(prompt_ids, sampling))[0]
+
+    async def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, top_logprobs: int = 0
+    ) -> AsyncGenerator[Piece, None]:
+        """See `Engine`, but everything comes in one piece, at the end. Raises as `generate`."""
+        completion, rows = await self._sample(prompt_ids, sampling, top_logprobs)
+        tops = tuple(_likeliest(row, top_logprobs) for row in rows) if top_logprobs else ()
+        yield Piece.whole(completion, tops)
+
+    async def _sample(
+        self, prompt_ids: Sequence[int], sampling: Sampling, top_logprobs: int = 0
+    ) -> tuple[Completion, Sequence[Mapping[int, Any]]]:
+        """A completion, and for each of its tokens vLLM's log-probabilities by id."""
         room = self.context_length - len(prompt_ids)
         if not prompt_ids or room < 1:
             raise ContextOverflow(
@@ -104,20 +121,26 @@ class InProcessVLLM:
             sampling,
             max_tokens=min(sampling.max_tokens, room),
             stop_ids=self._stop_ids,
+            top_logprobs=top_logprobs,
         )
         output = (await self._request(prompt_ids, body["sampling_params"])).outputs[0]
         ids = tuple(output.token_ids)
-        return Completion(
+        rows = output.logprobs or ()
+        completion = Completion(
             ids=ids,
-            logprobs=tuple(
-                row[token].logprob for row, token in zip(output.logprobs or (), ids, strict=True)
-            ),
+            logprobs=tuple(row[token].logprob for row, token in zip(rows, ids, strict=True)),
             stop_reason=output.finish_reason,
             version_spans=tuple(
-                VersionSpan(version=int(span.version), start=span.start, end=span.end)
+                VersionSpan(
+                    version=int(span.version),
+                    start=span.start,
+                    end=span.end,
+                    kv_after_update=self._kv_after_update.get(int(span.version)),
+                )
                 for span in output.weight_versions or ()
             ),
         )
+        return completion, rows
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         """See `Engine`. Keys are computed afresh, whatever is cached."""
@@ -132,7 +155,7 @@ class InProcessVLLM:
         *,
         tensors: Iterable[tuple[str, Any]] | None = None,
         probe: Probe | None = None,
-        kv_after_update: Literal["recompute", "keep"] = "recompute",
+        kv_after_update: KvAfterUpdate = "recompute",
     ) -> None:
         """Change the weights between two steps; sequences in progress go on with the new ones.
 
@@ -162,7 +185,7 @@ class InProcessVLLM:
 
         async with self._between_steps:
             await self._in_thread(change)
-            self.version = version
+            self.version, self._kv_after_update[version] = version, kv_after_update
         if probe is not None:
             error = worst_error(probe.logprobs, await self.score(probe.token_ids))
             if not error <= probe.tolerance:
@@ -242,3 +265,9 @@ class InProcessVLLM:
 
     async def _in_thread(self, action: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, action)
+
+
+def _likeliest(row: Mapping[int, Any], n: int) -> tuple[tuple[int, float], ...]:
+    """The likeliest tokens of one position, best first, of those that can be sampled."""
+    tops = [(token, entry.logprob) for token, entry in row.items() if entry.logprob > -math.inf]
+    return tuple(sorted(tops, key=lambda top: -top[1])[:n])

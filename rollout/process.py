@@ -60,7 +60,7 @@ class RolloutProcess:
         self._waiting: dict[int, tuple[asyncio.AbstractEventLoop, _Answers]] = {}
         self._reviving = threading.Lock()
         self._deaths = 0
-        self._loaded: dict[str, Any] | None = None  # the last update that was done
+        self._loaded: dict[str, Any] | None = None  # what a process that is started again loads
         self._start()
 
     @property
@@ -111,11 +111,16 @@ class RolloutProcess:
             "folder": str(folder),
             "probe": None if probe is None else asdict(probe),
         }
-        child = self._child
-        while not await self._update(update):
-            await self._revive(child)
-            child = self._child
-        self._loaded = update
+        before, self._loaded = self._loaded, update  # for a process that is started meanwhile
+        try:
+            while True:
+                child = self._child
+                if await self._update(update):
+                    return
+                await self._revive(child)
+        except BaseException:
+            self._loaded = before
+            raise
 
     def close(self) -> None:
         """End the process and the engine that it started. May be called more than once."""
@@ -133,13 +138,17 @@ class RolloutProcess:
         self._connection.close()
 
     def _start(self) -> None:
+        """Start a process that has the weights of the last update, then use it.
+
+        Raises ValueError, or what loading the weights raised.
+        """
         ours, theirs = Pipe()
         output: Any = None
         if self._options.log_folder is not None:
             Path(self._options.log_folder).mkdir(parents=True, exist_ok=True)
             output = open(Path(self._options.log_folder) / "rollout.log", "ab")  # noqa: SIM115
         with theirs:
-            self._child = subprocess.Popen(
+            child = subprocess.Popen(
                 [sys.executable, "-m", "palestra.rollout.process_worker", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
@@ -154,9 +163,14 @@ class RolloutProcess:
             opened = json.loads(ours.recv_bytes())
             if "error" in opened:
                 raise ValueError(opened["error"][1])
+            if self._loaded is not None:
+                # Should it die of them, whoever asks it next finds out.
+                with contextlib.suppress(EOFError, ConnectionError):
+                    send(ours, {**self._loaded, "number": next(self._numbers)})
+                    _raise_error(json.loads(ours.recv_bytes()))
         except BaseException as error:
-            ours.close()
-            self._child.wait()
+            ours.close()  # it ends by that
+            child.wait()
             if isinstance(error, EOFError):
                 raise ValueError(f"the rollout process did not start{self._hint()}") from None
             raise
@@ -165,6 +179,8 @@ class RolloutProcess:
             target=self._read, args=(ours,), name="rollout process", daemon=True
         )
         self._reader.start()
+        # The last: who asked the process before it must not take this one for dead.
+        self._child = child
 
     def _read(self, connection: Connection) -> None:
         """Hand the worker's frames to those who wait for them."""
@@ -205,10 +221,8 @@ class RolloutProcess:
         return True
 
     async def _revive(self, dead: subprocess.Popen[bytes]) -> None:
-        """Start the process again, with the weights it had, unless somebody else has done so."""
+        """Start the process again, unless somebody else has done so."""
         await asyncio.get_running_loop().run_in_executor(None, self._restart, dead)
-        if self._loaded is not None:
-            await self._update(self._loaded)
 
     def _restart(self, dead: subprocess.Popen[bytes]) -> None:
         with self._reviving:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from palestra import envs
 from palestra.rollout.driver import rollout
-from palestra.rollout.episode import DEFAULT_LIMITS, DEFAULT_SAMPLING, Limits
-from palestra.rollout.policy import Policy
+from palestra.rollout.episode import DEFAULT_LIMITS, DEFAULT_SAMPLING, EpisodeInProgress, Limits
+from palestra.rollout.policy import Policy, TokenPolicy
 from palestra.rollout.recorder import Recorder, read_episodes
 from palestra.types import Episode, Sampling, Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutRequest:
-    """`n_per_task` episodes of each of an environment's tasks, named by their ids."""
+    """`n_per_task` episodes of each of an environment's tasks, named by their ids.
+
+    With an `agent`, "module:function", that program plays them through the gateway.
+    """
 
     env: str
     env_args: Mapping[str, Any] = field(default_factory=dict)
@@ -30,6 +34,7 @@ class RolloutRequest:
     sampling: Sampling = DEFAULT_SAMPLING
     seed: int = 0
     record_to: str | None = None
+    agent: str | None = None
 
     def to_json(self) -> str:
         """One line of JSON. Raises ValueError if an argument of the environment has no JSON."""
@@ -91,6 +96,9 @@ async def play(
     """Play the episodes and yield them as they end; see `rollout`.
 
     Those that `record_to` holds already are not played again.
+
+    Raises:
+        ValueError: as `rollout`, or no such agent, or one for a policy that is no `TokenPolicy`.
     """
     recorder: Recorder | None = None
     recorded: list[Episode] = []
@@ -98,21 +106,44 @@ async def play(
         recorder = Recorder(request.record_to)
         recorded = read_episodes(request.record_to)
     try:
-        episodes = rollout(
-            lambda: envs.make(request.env, split=request.split, **request.env_args),
-            tasks.find(request),
-            policy,
-            n_per_task=request.n_per_task,
-            max_concurrent=request.max_concurrent,
-            limits=request.limits,
-            sampling=request.sampling,
-            seed=request.seed,
-            recorder=recorder,
-            resume=recorded,
-        )
-        async with aclosing(episodes):
-            async for episode in episodes:
-                yield episode
+        async with _player(request.agent, policy) as make_episode:
+            episodes = rollout(
+                lambda: envs.make(request.env, split=request.split, **request.env_args),
+                tasks.find(request),
+                policy,
+                n_per_task=request.n_per_task,
+                max_concurrent=request.max_concurrent,
+                limits=request.limits,
+                sampling=request.sampling,
+                seed=request.seed,
+                recorder=recorder,
+                resume=recorded,
+                make_episode=make_episode,
+            )
+            async with aclosing(episodes):
+                async for episode in episodes:
+                    yield episode
     finally:
         if recorder is not None:
             recorder.close()
+
+
+@asynccontextmanager
+async def _player(
+    agent: str | None, policy: Policy
+) -> AsyncGenerator[Callable[..., EpisodeInProgress], None]:
+    """How episodes are played: by the policy, or by an agent through a gateway of their own."""
+    if agent is None:
+        yield EpisodeInProgress
+        return
+    from palestra.rollout.serving.agent_episode import AgentEpisode
+    from palestra.rollout.serving.agents import load_agent
+    from palestra.rollout.serving.gateway import Gateway
+    from palestra.rollout.serving.gateway_server import run_gateway
+
+    if not isinstance(policy, TokenPolicy):
+        raise ValueError(f"agents need a TokenPolicy to talk to, got a {type(policy).__name__}")
+    program = load_agent(agent)
+    gateway = Gateway(policy.engine, policy.chat_format)
+    async with run_gateway(gateway):
+        yield partial(AgentEpisode, agent=program, gateway=gateway)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from palestra.rollout.deadline import within
-from palestra.rollout.engine import Engine
+from palestra.rollout.engine import Engine, Piece
 from palestra.rollout.engine_errors import ConnectionLost, RequestFailed, ServerDied
 from palestra.types import Completion, Sampling
 
@@ -79,7 +80,7 @@ class RoutedEngine:
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
         """See `Engine`. Raises what the last engine raised, or NoServer."""
         prompt = prompt_ids if isinstance(prompt_ids, tuple) else tuple(prompt_ids)
-        blocks = _hash_blocks(prompt)
+        blocks = self._blocks(prompt)
         reissues_left = self._max_reissues
         while True:
             completion = await self._issue(
@@ -88,6 +89,35 @@ class RoutedEngine:
             # An update of the weights may abort what it finds.
             if completion.stop_reason != "abort" or reissues_left == 0:
                 return completion
+            reissues_left -= 1
+            self.reissued += 1
+
+    async def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, top_logprobs: int = 0
+    ) -> AsyncGenerator[Piece, None]:
+        """See `Engine`. Raises as `generate`, and what an engine raised that had begun."""
+        prompt = prompt_ids if isinstance(prompt_ids, tuple) else tuple(prompt_ids)
+        blocks = self._blocks(prompt)
+        reissues_left = self._max_reissues
+        begun = False
+        while True:
+            await self._wait_for_any()
+            server = self._choose(blocks)
+            pieces = server.engine.stream(prompt, sampling, top_logprobs=top_logprobs)
+            try:
+                async with aclosing(pieces):
+                    with self._busy(server, prompt):
+                        async for piece in pieces:
+                            begun = begun or bool(piece.ids)
+                            aborted = piece.stop_reason == "abort" and not begun
+                            if aborted and reissues_left > 0:
+                                break  # an update of the weights may abort what it finds
+                            yield piece
+                        else:
+                            return
+            except Exception as error:
+                if begun or reissues_left == 0 or not _is_outage(error):
+                    raise
             reissues_left -= 1
             self.reissued += 1
 
@@ -141,23 +171,34 @@ class RoutedEngine:
         for reissues_left in range(self._max_reissues, -1, -1):
             await self._wait_for_any()
             server = self._choose(blocks)
-            server.in_flight += 1
-            server.issued += 1
             try:
-                answer = await request(server.engine)
+                with self._busy(server, ids):
+                    return await request(server.engine)
             except Exception as error:
-                if not _is_outage(error):
+                if reissues_left == 0 or not _is_outage(error):
                     raise
-                self._take_out(server, error, ids[0] if ids else 0)
-                if reissues_left == 0:
-                    raise
-                self.reissued += 1
-            else:
-                server.known_token = ids[0] if ids else None
-                return answer
-            finally:
-                server.in_flight -= 1
+            self.reissued += 1
         raise AssertionError("a request is answered or its last trouble raised")
+
+    @contextmanager
+    def _busy(self, server: _Server, ids: tuple[int, ...]) -> Iterator[None]:
+        """Counts a request that a server answers; takes the server out if it cannot."""
+        server.in_flight += 1
+        server.issued += 1
+        try:
+            yield
+        except Exception as error:
+            if _is_outage(error):
+                self._take_out(server, error, ids[0] if ids else 0)
+            raise
+        else:
+            server.known_token = ids[0] if ids else None
+        finally:
+            server.in_flight -= 1
+
+    def _blocks(self, prompt: tuple[int, ...]) -> list[int]:
+        """By what the home of a prompt's prefix is found; with one server there is no choice."""
+        return _hash_blocks(prompt) if len(self._servers) > 1 else []
 
     def _choose(self, blocks: list[int]) -> _Server:
         """The server for a prompt; the prompt's prefix then lives there."""

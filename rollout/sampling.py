@@ -6,6 +6,7 @@ Shapes: N sequences, V vocabulary, B blocks of the vocabulary, W tokens of a blo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import torch
 from torch import Tensor
@@ -16,6 +17,17 @@ from palestra.types import Sampling
 # A vocabulary larger than this is searched in two steps: its blocks, then one block's tokens.
 _SEARCHED_AT_ONCE = 2048
 _BLOCK = 256
+
+
+def draw_uniforms(seed: int | None, count: int) -> list[float]:
+    """One uniform draw per token: what a seed samples does not depend on who shares the batch."""
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    draws: list[float] = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
+    return draws
 
 
 class Sampler:
@@ -33,12 +45,12 @@ class Sampler:
         self._top_k = [s.top_k for s in samplings]
         self._top_p = [s.top_p for s in samplings]
 
-    def draw(self, logits_NV: Tensor, uniforms: list[float]) -> tuple[Tensor, Tensor]:
+    def draw(self, logits_NV: Tensor, uniforms: list[float]) -> tuple[Tensor, Tensor, Tensor]:
         """One token per row, by inverting the cumulative distribution at its uniform number.
 
-        Returns the tokens and their natural log-probabilities under the distribution that was
-        sampled: after temperature, top-k and top-p. At temperature 0 the most likely token is taken
-        and its log-probability is that at temperature 1.
+        Returns the tokens, their natural log-probabilities under the distribution that was sampled,
+        and that distribution (N, V): after temperature, top-k and top-p. At temperature 0 the most
+        likely token is taken and its log-probability is that at temperature 1.
         """
         logits_NV = logits_NV.float()
         if self._scale_N1 is not None:
@@ -51,7 +63,7 @@ class Sampler:
         if self._greedy_N1 is not None:
             likeliest_N1 = probs_NV.argmax(-1, keepdim=True)
             tokens_N1 = torch.where(self._greedy_N1, likeliest_N1, tokens_N1)
-        return tokens_N1[:, 0], probs_NV.gather(-1, tokens_N1)[:, 0].log()
+        return tokens_N1[:, 0], probs_NV.gather(-1, tokens_N1)[:, 0].log(), probs_NV
 
     def _truncate(self, probs_NV: Tensor) -> Tensor:
         """Keep the top-k tokens, then the smallest set of mass top-p, and renormalise."""
@@ -66,6 +78,19 @@ class Sampler:
         sorted_NV = sorted_NV.masked_fill((before_NV >= top_p_N1) & (rank_V > 0), 0.0)
         sorted_NV = sorted_NV / sorted_NV.sum(-1, keepdim=True)
         return torch.zeros_like(probs_NV).scatter(-1, order_NV, sorted_NV)
+
+
+def likeliest(probs_NV: Tensor, counts: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+    """The likeliest tokens of each row, so many, with their log-probabilities, best first.
+
+    Tokens that cannot be sampled are left out.
+    """
+    top = probs_NV.topk(min(max(counts), probs_NV.shape[-1]))
+    rows = zip(top.indices.tolist(), top.values.log().tolist(), counts, strict=True)
+    return [
+        tuple(pair for pair in zip(tokens[:count], logprobs[:count], strict=True) if pair[1] > -inf)
+        for tokens, logprobs, count in rows
+    ]
 
 
 def _invert(probs_NV: Tensor, uniforms_N1: Tensor) -> Tensor:

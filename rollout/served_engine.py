@@ -5,10 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from palestra.rollout.engine import KvAfterUpdate
 from palestra.rollout.engine_errors import (
     BadAnswer,
     ConnectionLost,
@@ -18,6 +29,7 @@ from palestra.rollout.engine_errors import (
 from palestra.rollout.server_process import ServerProcess
 from palestra.rollout.server_supervisor import ServerSupervisor
 from palestra.rollout.token_client import TokenClient
+from palestra.types import VersionSpan
 
 E = TypeVar("E", bound="ServedEngine")
 
@@ -49,6 +61,7 @@ class ServedEngine:
         self.version = version
         self.after_restart: Callable[[], Awaitable[None]] = self._restore_weights
         self._first_version = version
+        self._kv_after_update: dict[int, KvAfterUpdate] = {}  # by the version that was sent
         self._stop_ids = sorted(stop_ids)
         self._timeout_s = timeout_s
         self._supervisor: ServerSupervisor | None = None
@@ -89,9 +102,29 @@ class ServedEngine:
             self._supervisor.note_completion()
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """What the server answers to a generation; its death by name."""
-        try:
+        """What the server answers to a generation; its troubles by name."""
+        async with self._naming_troubles():
             return await self.client.post(path, body, timeout_s=self._timeout_s)
+
+    async def _post_stream(
+        self, path: str, body: Mapping[str, Any]
+    ) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """The same, as it comes: see `TokenClient.post_stream`. An event may be an error."""
+        answer = self.client.post_stream(path, body, timeout_s=self._timeout_s)
+        async with self._naming_troubles(), aclosing(answer):
+            async for events in answer:
+                for event in events:
+                    if not isinstance(event, dict):
+                        raise BadAnswer(f"{self.name} streams {event!r:.100}, which is no event")
+                    if "error" in event:
+                        raise _stream_error(event["error"], self.client.base_url + path)
+                yield events
+
+    @asynccontextmanager
+    async def _naming_troubles(self) -> AsyncIterator[None]:
+        """Tells a refusal or a lost connection that was the server's death as that."""
+        try:
+            yield
         except (RequestFailed, ConnectionLost) as error:
             refused = isinstance(error, RequestFailed) and error.status < 500
             if self._supervisor is not None and not refused:
@@ -107,6 +140,11 @@ class ServedEngine:
             )
         return self.context_length - len(prompt_ids)
 
+    def _tell_kv(self, spans: Iterable[VersionSpan]) -> tuple[VersionSpan, ...]:
+        """The spans with what became of older weights' keys, which the server does not tell."""
+        told = self._kv_after_update
+        return tuple(replace(span, kv_after_update=told.get(span.version)) for span in spans)
+
     def _version_of(self, told: str) -> int:
         """The version that the server's name for its weights stands for."""
         if told == "default":
@@ -114,6 +152,14 @@ class ServedEngine:
         if not told.isdecimal():
             raise BadAnswer(f"{self.name} serves weights {told!r}, which palestra did not send")
         return int(told)
+
+
+def _stream_error(told: Any, where: str) -> RequestFailed:
+    """An error that came when the answer had already begun, with its HTTP status."""
+    fields = told if isinstance(told, dict) else {"message": str(told)}
+    status = fields.get("code")
+    status = status if isinstance(status, int) else 500
+    return RequestFailed(status, str(fields.get("message", fields)), where)
 
 
 async def start_server(

@@ -46,7 +46,7 @@ def sglang_command(
         *("--model-path", str(model_folder.resolve()), "--served-model-name", "policy"),
         *("--dtype", dtype, "--context-length", str(context_length + RESERVED_TOKENS)),
         *("--max-running-requests", str(max_concurrent), "--sampling-defaults", "openai"),
-        *("--skip-server-warmup", "--log-level", "warning"),
+        *("--skip-server-warmup", "--log-level", "warning", "--incremental-streaming-output"),
     ]
     if kv_cache_tokens is not None:
         arguments += ["--max-total-tokens", str(kv_cache_tokens)]

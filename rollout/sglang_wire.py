@@ -8,7 +8,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from palestra.rollout.engine_errors import BadAnswer, BadLogprobs, RawLogprobs, UnknownToken
+from palestra.rollout.engine import Piece
+from palestra.rollout.engine_errors import (
+    BadAnswer,
+    BadLogprobs,
+    RawLogprobs,
+    RequestFailed,
+    UnknownToken,
+)
 from palestra.types import Completion, Sampling, Structure, VersionSpan
 
 GENERATE = "/generate"
@@ -29,6 +36,7 @@ def generate_body(
     max_support: int,
     vocab_size: int,
     top_logprobs: int = 0,
+    stream: bool = False,
 ) -> dict[str, Any]:
     """The request for one completion. Nothing is left to the server's or the model's defaults.
 
@@ -71,7 +79,7 @@ def generate_body(
         fields["sampling_seed"] = sampling.seed % 2**63
     if sampling.structure is not None:
         fields |= _structure_fields(sampling.structure)
-    body = {
+    body: dict[str, Any] = {
         "rid": request_id,
         "input_ids": prompt_ids,
         "sampling_params": fields,
@@ -81,6 +89,8 @@ def generate_body(
         body["return_sampling_mask"] = True
     if top_logprobs:
         body["top_logprobs_num"] = top_logprobs
+    if stream:
+        body["stream"] = True
     return body
 
 
@@ -130,22 +140,11 @@ def read_completion(
     try:
         ids = tuple(answer["output_ids"])
         told = answer["meta_info"]
-        stop_reason = told["finish_reason"]["type"]
-        spans = tuple(
-            VersionSpan(version=version_of(span["version"]), start=span["start"], end=span["end"])
-            for span in told["weight_versions"]
-            if span["end"] > span["start"]
-        )
+        stop_reason = _read_stop_reason(told)
+        spans = _read_spans(told, version_of)
     except (KeyError, TypeError) as error:
         raise BadAnswer(f"SGLang's answer lacks what it should have: {error!r}") from None
-    if stop_reason not in _STOP_REASONS:
-        raise BadAnswer(f"SGLang ended a generation for an unknown reason: {stop_reason!r}")
-    for token in ids:
-        if not 0 <= token < vocab_size:
-            raise UnknownToken(
-                f"SGLang sampled token {token}, but the vocabulary has {vocab_size}: it serves "
-                "another model"
-            )
+    _require_sampled_known(ids, vocab_size)
     logprobs = _read_pairs(told, "output_token_logprobs", ids)
     if truncated and ids:
         logprobs = told.get("output_token_sampling_logprobs")
@@ -155,6 +154,82 @@ def read_completion(
         stop_reason=stop_reason,
         version_spans=spans,
     )
+
+
+class PieceReader:
+    """Reads the events of one streamed completion, in which everything may come again and again.
+
+    Without --incremental-streaming-output each event has the whole completion so far; with it, only
+    what is new. How many tokens there are in all tells them apart.
+    """
+
+    def __init__(
+        self,
+        *,
+        top_logprobs: int,
+        vocab_size: int,
+        truncated: bool,
+        version_of: Callable[[str], int],
+    ) -> None:
+        self.count = 0  # tokens read so far
+        self._top_logprobs = top_logprobs
+        self._vocab_size = vocab_size
+        self._truncated = truncated
+        self._version_of = version_of
+
+    def read(self, events: Sequence[Mapping[str, Any]]) -> Piece:
+        """What these events add.
+
+        Raises:
+            RequestFailed: the server refuses what it had begun to answer.
+            BadAnswer, BadLogprobs, UnknownToken: as `read_completion`.
+        """
+        ids: list[int] = []
+        logprobs: list[Any] = []
+        tops: list[tuple[tuple[int, float], ...]] = []
+        stop_reason = None
+        spans: tuple[VersionSpan, ...] = ()
+        try:
+            for event in events:
+                told = event["meta_info"]
+                total = told["completion_tokens"]
+                new_ids = self._newest(event["output_ids"], total)
+                pairs = self._newest(told["output_token_logprobs"], total)
+                if [token for _, token, *_ in pairs] != new_ids:
+                    raise BadLogprobs(
+                        "SGLang's log-probabilities are those of other tokens than it answered"
+                    )
+                ids += new_ids
+                plain = [logprob for logprob, *_ in pairs]
+                new_logprobs = plain
+                if self._truncated and new_ids:
+                    new_logprobs = self._newest(told["output_token_sampling_logprobs"], total)
+                logprobs += new_logprobs
+                if self._top_logprobs:
+                    rows = self._newest(told["output_top_logprobs"], total)
+                    if self._truncated and new_ids:
+                        masks = self._newest(told["output_token_sampling_mask"], total)
+                        rows = _renormalize(rows, masks, plain, new_logprobs)
+                    tops += [_likeliest(row, self._top_logprobs) for row in rows]
+                self.count = max(self.count, total)
+                if told["finish_reason"] is not None:
+                    stop_reason = _read_stop_reason(told)
+                    spans = _read_spans(told, self._version_of)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadAnswer(f"SGLang's answer lacks what it should have: {error!r}") from None
+        _require_sampled_known(ids, self._vocab_size)
+        return Piece(
+            ids=tuple(ids),
+            logprobs=_checked(logprobs, len(ids)),
+            top_logprobs=tuple(tops),
+            stop_reason=stop_reason,
+            version_spans=spans,
+        )
+
+    def _newest(self, told: list[Any], total: int) -> list[Any]:
+        """What was not read yet of a list with an entry per token, of which there are `total`."""
+        start = self.count if len(told) >= total else 0
+        return told[start : start + max(total - self.count, 0)]
 
 
 def read_scores(answer: Any, token_ids: Sequence[int]) -> tuple[float, ...]:
@@ -171,6 +246,50 @@ def read_top_logprobs(answer: Any) -> dict[int, float]:
         return {int(token): float(logprob) for logprob, token, _ in top}
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise BadLogprobs(f"SGLang's answer has no log-probabilities: {error!r}") from None
+
+
+def _read_stop_reason(told: Any) -> str:
+    reason = told["finish_reason"]
+    stop_reason: str = reason["type"]
+    if stop_reason not in _STOP_REASONS:
+        raise BadAnswer(f"SGLang ended a generation for an unknown reason: {stop_reason!r}")
+    status = reason.get("status_code")
+    if stop_reason == "abort" and isinstance(status, int) and status >= 400:
+        raise RequestFailed(status, str(reason.get("message", "")), GENERATE)
+    return stop_reason
+
+
+def _read_spans(told: Any, version_of: Callable[[str], int]) -> tuple[VersionSpan, ...]:
+    return tuple(
+        VersionSpan(version=version_of(span["version"]), start=span["start"], end=span["end"])
+        for span in told["weight_versions"]
+        if span["end"] > span["start"]
+    )
+
+
+def _renormalize(
+    rows: list[Any], masks: list[Any], plain: list[float], cut: list[float]
+) -> list[list[tuple[float, int]]]:
+    """The likeliest tokens before a cut as they are after it, by how the sampled one changed."""
+    return [
+        [(logprob - before + after, token) for logprob, token, *_ in row if token in mask]
+        for row, mask, before, after in zip(rows, map(set, masks), plain, cut, strict=True)
+    ]
+
+
+def _likeliest(row: Any, n: int) -> tuple[tuple[int, float], ...]:
+    """The likeliest tokens of one position, best first, of those that can be sampled."""
+    tops = [(token, logprob) for logprob, token, *_ in row or () if logprob is not None]
+    return tuple(sorted(tops, key=lambda top: -top[1])[:n])
+
+
+def _require_sampled_known(ids: Sequence[int], vocab_size: int) -> None:
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise UnknownToken(
+                f"SGLang sampled token {token}, but the vocabulary has {vocab_size}: it serves "
+                "another model"
+            )
 
 
 def _read_pairs(

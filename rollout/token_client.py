@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from palestra.rollout.engine_errors import BadAnswer, ConnectionLost, RequestFailed
 
@@ -19,6 +19,10 @@ _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
 _BUSY = (429, 503)
 _MAX_MESSAGE_CHARACTERS = 500
+_EVENT_MARK = b"data:"
+_END_OF_EVENTS = b"[DONE]"
+
+T = TypeVar("T")
 
 
 class TokenClient:
@@ -70,11 +74,50 @@ class TokenClient:
         import orjson
 
         data = b"" if body is None else orjson.dumps(body)
-        return await self._request("POST", path, data, params, timeout_s, idempotent)
+        return await self._until_accepted(
+            lambda: self._send("POST", path, data, params), path, timeout_s, idempotent=idempotent
+        )
+
+    async def post_stream(
+        self, path: str, body: Mapping[str, Any], *, timeout_s: float
+    ) -> AsyncGenerator[list[Any], None]:
+        """The server-sent events of the answer, parsed; those that have arrived come together.
+
+        Closing the generator closes the connection, by which the server learns of it.
+
+        Raises:
+            RequestFailed, ConnectionLost, BadAnswer: as `post`, also in the middle of the answer.
+            TimeoutError: no answer, or no more of it, for `timeout_s` seconds.
+        """
+        import aiohttp
+        import orjson
+
+        data = orjson.dumps(body)
+        response = await self._until_accepted(
+            lambda: self._begin("POST", path, data, silence_s=timeout_s), path, timeout_s
+        )
+        where = self.base_url + path
+        try:
+            if response.content_type != "text/event-stream":
+                raise BadAnswer(f"{where} answered {response.content_type} instead of a stream")
+            rest = b""
+            while arrived := await response.content.readany():
+                lines = (rest + arrived).split(b"\n")
+                rest = lines.pop()
+                if events := _parse_events(lines, where):
+                    yield events
+        except aiohttp.SocketTimeoutError:
+            raise TimeoutError(f"{where} was silent for {timeout_s:g} s") from None
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise _lost(error, where) from None
+        finally:
+            response.close()  # a connection whose answer was read to its end has gone back already
 
     async def get(self, path: str, *, timeout_s: float) -> Any:
         """What the server answers, parsed, or as text where it is not JSON. Raises as `post`."""
-        return await self._request("GET", path, None, None, timeout_s, True)
+        return await self._until_accepted(
+            lambda: self._send("GET", path), path, timeout_s, idempotent=True
+        )
 
     async def close(self) -> None:
         """Close the connections; requests in progress fail. May be called more than once."""
@@ -82,15 +125,15 @@ class TokenClient:
             await self._session.close()
             self._session = None
 
-    async def _request(
+    async def _until_accepted(
         self,
-        method: str,
+        send: Callable[[], Awaitable[T]],
         path: str,
-        data: bytes | None,
-        params: Mapping[str, str] | None,
         timeout_s: float,
-        idempotent: bool,
-    ) -> Any:
+        *,
+        idempotent: bool = False,
+    ) -> T:
+        """What `send` returns, which is called again while nobody accepts the request."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         pause_s = _FIRST_PAUSE_S
@@ -98,7 +141,7 @@ class TokenClient:
             async with asyncio.timeout(timeout_s):
                 while True:
                     try:
-                        return await self._send(method, path, data, params)
+                        return await send()
                     except RequestFailed as error:
                         if error.status not in _BUSY or loop.time() - started > self._retry_s:
                             raise
@@ -114,27 +157,58 @@ class TokenClient:
             raise TimeoutError(f"{self.base_url}{path} gave no answer in {timeout_s:g} s") from None
 
     async def _send(
-        self, method: str, path: str, data: bytes | None, params: Mapping[str, str] | None
+        self,
+        method: str,
+        path: str,
+        data: bytes | None = None,
+        params: Mapping[str, str] | None = None,
     ) -> Any:
+        import aiohttp
+
+        where = self.base_url + path
+        async with await self._begin(method, path, data, params) as response:
+            try:
+                content = await response.read()
+            except (aiohttp.ClientError, ConnectionError) as error:
+                raise _lost(error, where) from None
+        if not content:
+            return None
+        return (
+            _parse(content, where)
+            if response.content_type == "application/json"
+            else content.decode()
+        )
+
+    async def _begin(
+        self,
+        method: str,
+        path: str,
+        data: bytes | None = None,
+        params: Mapping[str, str] | None = None,
+        silence_s: float | None = None,
+    ) -> aiohttp.ClientResponse:
+        """The beginning of an answer that is no error; whoever gets it closes it."""
         import aiohttp
 
         if self._session is None:
             self._session = self._open()
         where = self.base_url + path
         try:
-            async with self._session.request(method, where, data=data, params=params) as response:
-                content = await response.read()
-                status, kind = response.status, response.content_type
+            response = await self._session.request(
+                method,
+                where,
+                data=data,
+                params=params,
+                timeout=aiohttp.ClientTimeout(total=None, sock_read=silence_s),
+            )
+            if response.status >= 400:
+                async with response:
+                    raise RequestFailed(response.status, _message(await response.read()), where)
         except aiohttp.ClientConnectorError as error:
             raise _Refused(f"{self.base_url} cannot be reached: {error.strerror}") from None
         except (aiohttp.ClientError, ConnectionError) as error:
-            reason = str(error) or type(error).__name__
-            raise ConnectionLost(f"{where} went away before it had answered: {reason}") from None
-        if status >= 400:
-            raise RequestFailed(status, _message(content), where)
-        if not content:
-            return None
-        return _parse(content, where) if kind == "application/json" else content.decode()
+            raise _lost(error, where) from None
+        return response
 
     def _open(self) -> aiohttp.ClientSession:
         import aiohttp
@@ -153,6 +227,22 @@ class TokenClient:
 
 class _Refused(Exception):
     """No connection was made, so no server has seen the request."""
+
+
+def _lost(error: Exception, where: str) -> ConnectionLost:
+    reason = str(error) or type(error).__name__
+    return ConnectionLost(f"{where} went away before it had answered: {reason}")
+
+
+def _parse_events(lines: list[bytes], where: str) -> list[Any]:
+    """What the events in these lines say, but for the mark of their end."""
+    events = []
+    for line in lines:
+        if line.startswith(_EVENT_MARK):
+            said = line[len(_EVENT_MARK) :].strip()
+            if said != _END_OF_EVENTS:
+                events.append(_parse(said, where))
+    return events
 
 
 def _parse(content: bytes, where: str) -> Any:

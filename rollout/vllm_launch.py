@@ -41,6 +41,8 @@ def vllm_command(
         *("--dtype", dtype, "--max-model-len", str(context_length)),
         *("--max-num-seqs", str(max_concurrent), "--enable-scale-out"),
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
+        # OpenAI's 20 likeliest tokens, and the sampled one, which vLLM counts among them.
+        *("--max-logprobs", "21"),
         *("--uvicorn-log-level", "warning", "--disable-uvicorn-access-log"),
         *_UPDATABLE,
     ]

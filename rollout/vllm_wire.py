@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from palestra.rollout.engine import Piece
 from palestra.rollout.engine_errors import BadAnswer, BadLogprobs, UnknownToken
 from palestra.types import Completion, Sampling, Structure, VersionSpan
 
@@ -34,8 +35,11 @@ def generate_body(
     stop_ids: Sequence[int],
     n: int = 1,
     top_logprobs: int = 0,
+    stream: bool = False,
 ) -> dict[str, Any]:
     """The request for `n` completions. Nothing is left to the server's or the model's defaults."""
+    if top_logprobs and endpoint == "generate":
+        top_logprobs += 1  # it counts the sampled token, however likely, as the first of them
     fields: dict[str, Any] = {
         "n": n,
         "max_tokens": max_tokens,
@@ -57,11 +61,13 @@ def generate_body(
         fields["structured_outputs"] = _structure_fields(sampling.structure)
     if endpoint == "generate":
         params = {**fields, "detokenize": False}
-        return {"model": model, "token_ids": prompt_ids, "sampling_params": params}
+        body = {"model": model, "token_ids": prompt_ids, "sampling_params": params}
+        return {**body, "stream": True} if stream else body
     return {
         **fields,
         "model": model,
         "prompt": prompt_ids,
+        "stream": stream,
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
     }
@@ -101,15 +107,49 @@ def read_completions(
         raise BadAnswer(f"vLLM's answer lacks what it should have: {error!r}") from None
     if len(completions) != n:
         raise BadAnswer(f"vLLM answered {len(completions)} completions, {n} were asked for")
-    if vocab_size is not None:
-        for completion in completions:
-            for token in completion.ids:
-                if not 0 <= token < vocab_size:
-                    raise UnknownToken(
-                        f"vLLM sampled token {token}, but the vocabulary has {vocab_size}: it "
-                        "serves another model"
-                    )
+    for completion in completions:
+        _require_known(completion.ids, vocab_size)
     return completions
+
+
+def read_piece(
+    events: Sequence[Mapping[str, Any]],
+    endpoint: Endpoint,
+    *,
+    top_logprobs: int,
+    vocab_size: int | None,
+    version_of: Callable[[str], int],
+) -> Piece:
+    """The tokens in a streamed answer's events, which are of one completion.
+
+    Raises as `read_completions`.
+    """
+    ids: list[int] = []
+    logprobs: list[Any] = []
+    tops: list[tuple[tuple[int, float], ...]] = []
+    stop_reason = None
+    spans: tuple[VersionSpan, ...] = ()
+    try:
+        for event in events:
+            for choice in event["choices"]:
+                new_ids, new_logprobs = _read_tokens(choice, endpoint)
+                ids += new_ids
+                logprobs += new_logprobs
+                if top_logprobs and new_ids:
+                    tops += _read_tops(choice["logprobs"], endpoint, top_logprobs)
+                if choice["finish_reason"] is not None:
+                    stop_reason = _read_stop_reason(choice)
+                    spans = _read_spans(choice, version_of)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise BadAnswer(f"vLLM's answer lacks what it should have: {error!r}") from None
+    _require_known(ids, vocab_size)
+    return Piece(
+        ids=tuple(ids),
+        logprobs=_checked(logprobs, len(ids)),
+        top_logprobs=tuple(tops),
+        stop_reason=stop_reason,
+        version_spans=spans,
+    )
 
 
 def read_scores(answer: Any, n_tokens: int) -> tuple[float, ...]:
@@ -138,31 +178,74 @@ def read_top_logprobs(answer: Any, endpoint: Endpoint) -> dict[int, float]:
 
 
 def _read_choice(choice: Any, endpoint: Endpoint, version_of: Callable[[str], int]) -> Completion:
-    ids = tuple(choice["token_ids"])
-    stop_reason = choice["finish_reason"]
+    ids, logprobs = _read_tokens(choice, endpoint)
+    return Completion(
+        ids=tuple(ids),
+        logprobs=_checked(logprobs, len(ids)),
+        stop_reason=_read_stop_reason(choice),
+        version_spans=_read_spans(choice, version_of),
+    )
+
+
+def _read_tokens(choice: Any, endpoint: Endpoint) -> tuple[list[int], list[Any]]:
+    """Ids and what is said to be their log-probabilities."""
+    ids = choice["token_ids"]
+    if not ids:
+        return [], []
+    told = choice["logprobs"]
+    if told is None:
+        raise BadLogprobs(f"vLLM answered {len(ids)} tokens without log-probabilities")
+    if endpoint == "completions":
+        return ids, told["token_logprobs"]
+    if [entry["token_id"] for entry in told["content"]] != ids:
+        raise BadLogprobs("vLLM's log-probabilities are those of other tokens than it answered")
+    return ids, [entry["logprob"] for entry in told["content"]]
+
+
+def _read_tops(told: Any, endpoint: Endpoint, n: int) -> list[tuple[tuple[int, float], ...]]:
+    """The `n` likeliest tokens at each position, best first, of those that can be sampled."""
+    if endpoint == "generate":
+        rows = [
+            [(top["token_id"], top["logprob"]) for top in entry["top_logprobs"]]
+            for entry in told["content"]
+        ]
+    else:
+        rows = [
+            [(int(token.removeprefix(_ID_MARK)), logprob) for token, logprob in row.items()]
+            for row in told["top_logprobs"]
+        ]
+    return [
+        tuple(sorted((top for top in row if top[1] > _CLAMPED_LOGPROB), key=_negative_logprob)[:n])
+        for row in rows
+    ]
+
+
+def _negative_logprob(top: tuple[int, float]) -> float:
+    return -top[1]
+
+
+def _read_stop_reason(choice: Any) -> str:
+    stop_reason: str = choice["finish_reason"]
     if stop_reason not in _STOP_REASONS:
         raise BadAnswer(f"vLLM ended a generation for an unknown reason: {stop_reason!r}")
-    told = choice["logprobs"]
-    if told is None and ids:
-        raise BadLogprobs(f"vLLM answered {len(ids)} tokens without log-probabilities")
-    if not ids:
-        logprobs: list[Any] = []
-    elif endpoint == "generate":
-        logprobs = [entry["logprob"] for entry in told["content"]]
-        if tuple(entry["token_id"] for entry in told["content"]) != ids:
-            raise BadLogprobs("vLLM's log-probabilities are those of other tokens than it answered")
-    else:
-        logprobs = told["token_logprobs"]
-    spans = tuple(
+    return stop_reason
+
+
+def _read_spans(choice: Any, version_of: Callable[[str], int]) -> tuple[VersionSpan, ...]:
+    return tuple(
         VersionSpan(version=version_of(span["version"]), start=span["start"], end=span["end"])
         for span in choice.get("weight_versions") or ()
     )
-    return Completion(
-        ids=ids,
-        logprobs=_checked(logprobs, len(ids)),
-        stop_reason=stop_reason,
-        version_spans=spans,
-    )
+
+
+def _require_known(ids: Sequence[int], vocab_size: int | None) -> None:
+    if vocab_size is not None:
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise UnknownToken(
+                    f"vLLM sampled token {token}, but the vocabulary has {vocab_size}: it "
+                    "serves another model"
+                )
 
 
 def _checked(logprobs: Sequence[Any], n_tokens: int) -> tuple[float, ...]:

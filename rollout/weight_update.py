@@ -1,28 +1,30 @@
 """Live weight updates of a running vLLM server, by whatever of its interfaces it has.
 
-Pause, load, resume, check. The server says which interfaces it has; docs/engines.md lists them.
+Halt, load, go on, check. What need not be asked for one after the other is asked for at once: with
+a small model the questions take longer than the weights.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palestra.rollout.engine import KvAfterUpdate, Probe, UpdateMode
+from palestra.rollout.engine import KvAfterUpdate, Probe, StaleWeights, UpdateMode
 from palestra.rollout.engine_errors import RequestFailed, UnsupportedServer
 from palestra.rollout.safetensors_header import first_difference, read_folder
+from palestra.rollout.vllm_features import ServerFeatures, call_workers, detect_features
 from palestra.rollout.weight_check import (
     ProbeCheck,
     check_version,
     require_probe,
     shorten_probe,
 )
-from palestra.rollout.weight_probe import Way, score
+from palestra.rollout.weight_probe import score
 from palestra.rollout.weight_senders import SENDERS, open_sender
 
 if TYPE_CHECKING:
@@ -36,48 +38,6 @@ _QUICK_S = 60.0  # what a server answers at once; more than enough on a busy mac
 def name_version(version: int) -> str:
     """The server's name for weights of our `version`."""
     return str(version)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServerFeatures:
-    """What a server offers for weight updates.
-
-    The rest only palestra's worker extension tells: `backend`, for weight transfer ("disk" is
-    palestra's own), `device` ("cpu" or "cuda"), the prefix cache's `block_size`, and whether the
-    server was started with `lora`.
-    """
-
-    paths: frozenset[str]
-    extension: bool = False
-    backend: str | None = None
-    device: str | None = None
-    block_size: int | None = None
-    lora: bool = False
-
-    @property
-    def can_transfer(self) -> bool:
-        """Whether it has vLLM's start, update and finish."""
-        return {"/start_weight_update", "/update_weights", "/finish_weight_update"} <= self.paths
-
-    @property
-    def way(self) -> Way:
-        """How a probe is scored."""
-        if "/inference/v1/generate" not in self.paths:
-            return "completions"
-        return "tail" if self.lora else "generate"
-
-
-async def detect_features(client: TokenClient) -> ServerFeatures:
-    """Ask a server what it has. Raises EngineError or TimeoutError when it does not answer."""
-    api = await client.get("/openapi.json", timeout_s=_QUICK_S)
-    paths = frozenset(api["paths"])
-    if "/collective_rpc" not in paths:
-        return ServerFeatures(paths=paths)
-    try:
-        results = await _call(client, "palestra_describe", idempotent=True)
-    except RequestFailed:  # no such method: a server without our extension
-        return ServerFeatures(paths=paths)
-    return ServerFeatures(paths=paths, extension=True, **results[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,24 +152,30 @@ class WeightUpdater:
         if probe is not None:
             require_probe(probe, features.block_size)
             probe = shorten_probe(probe, features.block_size)
-        await self._refuse_unfit(update, features)
         clears = update.kv_after_update == "recompute"
+        preparing: list[Awaitable[Any]] = [self._refuse_unfit(update, features)]
         if probe is not None and clears:
             # Keys of the present weights are in the cache then: they must be gone afterwards.
-            await score(
-                client,
-                self.model,
-                probe.token_ids,
-                way=features.way,
-                fresh=False,
-                timeout_s=self._timeout_s,
+            preparing.append(
+                score(
+                    client,
+                    self.model,
+                    probe.token_ids,
+                    way=features.way,
+                    fresh=False,
+                    timeout_s=self._timeout_s,
+                )
             )
+        await _at_once(preparing)
         model = self._base_model if update.lora is None else ADAPTER
         check: ProbeCheck | None = None
         try:
-            await self._pause(model, update.mode, clears)
+            await self._halt(model, update.mode)
+            changing = [self._load(update, features)]
+            if clears:
+                changing.append(self._clear_cache(version))
             if update.lora is not None:
-                await self._load(update, features)
+                await _at_once(changing)
             if probe is not None:
                 # The halted server takes it in and answers as soon as it goes on.
                 check = ProbeCheck(
@@ -221,13 +187,15 @@ class WeightUpdater:
                     timeout_s=self._timeout_s,
                 )
             if update.lora is None:
-                await self._load(update, features)
+                await _at_once(changing)
         except BaseException:
             if check is not None:
                 check.cancel()
             raise
         finally:
-            await asyncio.shield(client.post("/resume", timeout_s=_QUICK_S, idempotent=True))
+            params = {"tags": "scheduling"}
+            going_on = client.post("/wake_up", params=params, timeout_s=_QUICK_S, idempotent=True)
+            await asyncio.shield(going_on)
         self.model, self.version = model, update.version
         if check is None:
             await check_version(client, version, timeout_s=_QUICK_S)
@@ -241,20 +209,36 @@ class WeightUpdater:
             return
         if features.extension:
             method = "palestra_refusal" if update.lora is None else "palestra_adapter_refusal"
-            for result in await _call(self._client, method, path, idempotent=True):
+            for result in await call_workers(self._client, method, path, idempotent=True):
                 if result["refusal"] is not None:
                     raise ValueError(result["refusal"])
         elif update.folder is not None:
             served = (await self._client.get("/v1/models", timeout_s=_QUICK_S))["data"][0]["root"]
             await asyncio.to_thread(_refuse_beside, update.folder, served)
 
-    async def _pause(self, model: str, mode: UpdateMode, clears: bool) -> None:
+    async def _halt(self, model: str, mode: UpdateMode) -> None:
+        """Return when the server computes nothing any more; new requests wait in it.
+
+        Asleep at level 0 it is halted, no more. Its own /pause would wait for another 20 ms.
+        """
         exchanged = model == self.model and (model != ADAPTER or self._adapter_id is not None)
         if mode == "keep" and not exchanged:
             # A generation keeps the adapter that it was asked with, or none.
             mode = "wait"
-        params = {"mode": mode, "clear_cache": "true" if clears else "false"}
-        await self._client.post("/pause", params=params, timeout_s=self._timeout_s)
+        params = {"level": "0", "mode": mode}
+        await self._client.post("/sleep", params=params, timeout_s=self._timeout_s)
+
+    async def _clear_cache(self, version: str) -> None:
+        """Have the halted server forget every key, also those of generations in progress."""
+        params = {"reset_running_requests": "true", "reset_external": "true"}
+        answer = await self._client.post(
+            "/reset_prefix_cache", params=params, timeout_s=self._timeout_s
+        )
+        if not answer["success"]:
+            raise StaleWeights(
+                f"{self._client.base_url} could not reset its prefix cache for version "
+                f"{version!r}: it keeps keys of older weights"
+            )
 
     async def _load(self, update: _Update, features: ServerFeatures) -> None:
         """Change the weights of the halted server, then the name of their version."""
@@ -269,7 +253,7 @@ class WeightUpdater:
             await self._post("/finish_weight_update", {"weight_version": version})
             return
         if update.folder is not None and features.extension:
-            for result in await _call(
+            for result in await call_workers(
                 client, "palestra_load", update.folder, timeout_s=self._timeout_s
             ):
                 if result["refusal"] is not None:
@@ -291,7 +275,7 @@ class WeightUpdater:
     async def _load_adapter(self, folder: str, features: ServerFeatures) -> None:
         if self._adapter_id is not None:
             arguments = (self._adapter_id, folder)
-            for result in await _call(self._client, "palestra_exchange_adapter", *arguments):
+            for result in await call_workers(self._client, "palestra_exchange_adapter", *arguments):
                 if result["refusal"] is not None:
                     raise ValueError(f"{folder} could not be loaded: {result['refusal']}")
             return
@@ -309,28 +293,17 @@ class WeightUpdater:
     async def _adapter_ids(self, features: ServerFeatures) -> set[int]:
         if not features.extension:
             return set()
-        return set((await _call(self._client, "palestra_adapter_ids"))[0]["ids"])
+        return set((await call_workers(self._client, "palestra_adapter_ids"))[0]["ids"])
 
     async def _post(self, path: str, body: Mapping[str, Any] | None = None) -> None:
         await self._client.post(path, body, timeout_s=self._timeout_s)
 
 
-async def _call(
-    client: TokenClient,
-    method: str,
-    *arguments: str | int,
-    idempotent: bool = False,
-    timeout_s: float = _QUICK_S,
-) -> list[dict[str, Any]]:
-    """Call a method of every worker of the server; what each returned."""
-    answer = await client.post(
-        "/collective_rpc",
-        {"method": method, "args": list(arguments)},
-        timeout_s=timeout_s,
-        idempotent=idempotent,
-    )
-    results: list[dict[str, Any]] = answer["results"]
-    return results
+async def _at_once(actions: Iterable[Awaitable[Any]]) -> None:
+    """Do all of them; raises what the first raised when all have ended."""
+    for result in await asyncio.gather(*actions, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def _absolute(path: str | Path | None) -> str | None:
@@ -347,7 +320,7 @@ def _require_one_source(*sources: Any) -> None:
 
 def _require(features: ServerFeatures, update: _Update) -> None:
     """Raise UnsupportedServer unless the server can take weights from the update."""
-    if not {"/pause", "/resume", "/collective_rpc", "/update_weight_version"} <= features.paths:
+    if not features.can_change:
         raise UnsupportedServer(
             "the server takes no new weights: start it with VLLM_SERVER_DEV_MODE=1 (vLLM 0.32 or "
             "newer)"

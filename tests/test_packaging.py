@@ -199,7 +199,7 @@ def test_the_two_engines_are_declared_as_conflicting() -> None:
 # The embedded engine is made of torch; everything else up to rollout does without.
 TORCH_MODULES = {
     f"palestra.rollout.{name}"
-    for name in ("attention", "engine_hf", "sampling", "slot_cache", "vllm_worker")
+    for name in ("attention", "engine_hf", "grammar", "sampling", "slot_cache", "vllm_worker")
 }
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from palestra.types import Episode, Outcome, Sampling, Structure, Task, Turn
+from palestra.types import Episode, Outcome, Sampling, Structure, Task, Turn, VersionSpan
 
 
 def test_a_structure_is_one_thing() -> None:
@@ -50,3 +50,23 @@ def test_a_conversation_of_turns_is_written_once_and_read_back_equal() -> None:
         turn.get("prompt_ids_after_parent") for turn in json.loads(episode.to_json())["turns"]
     ]
     assert written == [None, [4], [6], None, None]
+
+
+def test_what_became_of_older_keys_is_written_and_episodes_without_it_are_read() -> None:
+    old = VersionSpan(version=1, start=0, end=2)
+    new = VersionSpan(version=2, start=2, end=3, kv_after_update="keep")
+    episode = Episode(
+        id="e",
+        env_id="test",
+        task=Task(id="t", messages=()),
+        prompt=(),
+        turns=(Turn(message={}, completion_ids=(1, 2, 3), version_spans=(old, new)),),
+        outcome=Outcome.SCORED,
+        stop_reason="answer",
+    )
+    line = episode.to_json()
+    assert Episode.from_json(line) == episode
+    without = line.replace(',"kv_after_update":null', "").replace(',"kv_after_update":"keep"', "")
+    assert "kv_after_update" not in without
+    spans = Episode.from_json(without).turns[0].version_spans
+    assert [span.kv_after_update for span in spans] == [None, None]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
+from dataclasses import dataclass
 from typing import Any
 
 from palestra.types import Message
@@ -28,21 +30,65 @@ def parse_reply(text: str) -> Message:
         message["reasoning_content"] = reasoning
     content: list[str] = []
     calls: list[dict[str, Any]] = []
-    position = 0
-    while (opening := text.find(_OPEN, position)) >= 0:
-        content.append(text[position:opening])
-        function, error, position = _read_block(text, opening + len(_OPEN))
-        call: dict[str, Any] = {
-            "id": f"call_{len(calls)}",
-            "type": "function",
-            "function": function,
-        }
-        calls.append(call if error is None else {**call, "error": error})
-    content.append(text[position:])
+    for part in split_calls(text):
+        if part.call is None:
+            content.append(part.text)
+        else:
+            calls.append({"id": f"call_{len(calls)}", "type": "function", **part.call})
     message["content"] = "".join(content).strip()
     if calls:
         message["tool_calls"] = calls
     return message
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplyPart:
+    """Part of a reply's text: plain, or a block with its `call`: `function`, perhaps `error`."""
+
+    text: str
+    call: dict[str, Any] | None = None
+
+
+def split_calls(text: str, *, is_whole: bool = True) -> list[ReplyPart]:
+    """The parts of a reply's text, thinking aside, in linear time.
+
+    A block ends at its first closing tag, even if that is inside a JSON string, unless only the
+    first one outside gives a call. If more text may follow (`is_whole` false), a block of which
+    that is not yet known and what is behind it are left out.
+    """
+    parts: list[ReplyPart] = []
+    closings: _Closings | None = None
+    position = 0
+    while (opening := text.find(_OPEN, position)) >= 0:
+        if opening > position:
+            parts.append(ReplyPart(text=text[position:opening]))
+        start = opening + len(_OPEN)
+        end = text.find(_CLOSE, start)
+        if end < 0:
+            if is_whole:
+                function = {"name": "", "arguments": text[start:].strip()}
+                call = {"function": function, "error": "cut"}
+                parts.append(ReplyPart(text=text[opening:], call=call))
+            return parts
+        found = _read_call(text[start:end])
+        if found is None:
+            closings = closings or _Closings(text)
+            quoted_end = closings.find_outside_strings(start)
+            if quoted_end < 0 and not is_whole:
+                return parts
+            if quoted_end > end:
+                found = _read_call(text[start:quoted_end])
+                end = end if found is None else quoted_end
+        if found is None:
+            function = {"name": "", "arguments": text[start:end].strip()}
+            call = {"function": function, "error": "bad_json"}
+        else:
+            call = {"function": found}
+        position = end + len(_CLOSE)
+        parts.append(ReplyPart(text=text[opening:position], call=call))
+    if position < len(text):
+        parts.append(ReplyPart(text=text[position:]))
+    return parts
 
 
 def _split_thinking(text: str) -> tuple[str, str]:
@@ -51,22 +97,6 @@ def _split_thinking(text: str) -> tuple[str, str]:
         return "", text
     reasoning, _, rest = start[len(_THINK_OPEN) :].partition(_THINK_CLOSE)
     return reasoning.strip(), rest
-
-
-def _read_block(text: str, start: int) -> tuple[dict[str, str], str | None, int]:
-    """The call in the block whose body begins at `start`, its error, and where the text goes on."""
-    end = text.find(_CLOSE, start)
-    if end < 0:
-        return {"name": "", "arguments": text[start:].strip()}, "cut", len(text)
-    function = _read_call(text[start:end])
-    if function is None and (quoted_end := _end_outside_strings(text, start)) > end:
-        function = _read_call(text[start:quoted_end])
-        if function is not None:
-            end = quoted_end
-    if function is None:
-        function = {"name": "", "arguments": text[start:end].strip()}
-        return function, "bad_json", end + len(_CLOSE)
-    return function, None, end + len(_CLOSE)
 
 
 def _read_call(body: str) -> dict[str, str] | None:
@@ -90,16 +120,20 @@ def _without_surrogates(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _end_outside_strings(text: str, start: int) -> int:
-    """The first closing tag that is not inside a JSON string, -1 if there is none.
+class _Closings:
+    """The closing tags of a text, by whether an even or an odd number of quotes stands before."""
 
-    Linear over all blocks of a text: a tag looks quoted only where the block has an odd number of
-    quotes, and the next such block ends the search.
-    """
-    quoted = False
-    for match in _QUOTES_AND_CLOSE.finditer(text, start):
-        if match[0] == '"':
-            quoted = not quoted
-        elif match[0] == _CLOSE and not quoted:
-            return match.start()
-    return -1
+    def __init__(self, text: str) -> None:
+        self._quotes: list[int] = []
+        self._by_parity: tuple[list[int], list[int]] = ([], [])
+        for match in _QUOTES_AND_CLOSE.finditer(text):
+            if match[0] == '"':
+                self._quotes.append(match.start())
+            elif match[0] == _CLOSE:
+                self._by_parity[len(self._quotes) % 2].append(match.start())
+
+    def find_outside_strings(self, start: int) -> int:
+        """The first tag that no JSON string holds which begins behind `start`; -1: none."""
+        closings = self._by_parity[bisect_left(self._quotes, start) % 2]
+        index = bisect_left(closings, start)
+        return closings[index] if index < len(closings) else -1

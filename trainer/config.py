@@ -68,6 +68,11 @@ class StageConfig(BaseModel):
         default="recompute", description="keys that older weights have computed"
     )
 
+    agent: str | None = Field(
+        default=None,
+        description='agent program that plays the episodes, as "module:function"; none: the policy '
+        "talks to the environment",
+    )
     context_length: int = Field(default=512, ge=8, description="most tokens of a conversation")
     max_tokens: int = Field(default=128, ge=1, description="most tokens of one reply")
     max_turns: int = Field(default=8, ge=1, description="most replies of an episode")

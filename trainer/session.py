@@ -105,6 +105,7 @@ def _open_rollouts(
             stop_ids=chat_format.stop_ids,
             max_slots=config.max_concurrent,
             context_length=config.context_length,
+            tokenizer=tokenizer,
         )
         return EmbeddedRollouts(engine, chat_format)
     if config.context_length <= PROBE_TOKENS:
@@ -149,5 +150,6 @@ def request_of(config: Any, tasks: Sequence[Task], split: str, **how: Any) -> Ro
         task_ids=tuple(task.id for task in tasks),
         max_concurrent=config.max_concurrent,
         limits=limits_of(config),
+        agent=config.agent,
         **how,
     )

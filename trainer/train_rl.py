@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from palestra.rollout.episode import count_rewrites
 from palestra.rollout.evaluate import Evaluation
 from palestra.trainer.advantages import group_relative
 from palestra.trainer.batch import Batch, Row, micro_batches, pack, rows_of
@@ -264,12 +265,15 @@ def _describe(groups: list[Group], advantages: dict[str, float]) -> dict[str, An
         tool_errors.update(episode.tool_errors())
     kept = sum(any(advantages.get(e.id) for e in group) for group in groups)
     count = max(1, len(scored))
+    rewrites = sum(map(count_rewrites, scored)) / count
     return {
         "reward_mean": sum(e.reward for e in scored) / count,
         "score_mean": sum(e.score.value for e in scored if e.score is not None) / count,
         "turns_mean": sum(len(e.turns) for e in scored) / count,
         "completion_tokens_mean": sum(len(t.completion_ids) for e in scored for t in e.turns)
         / count,
+        # Turns that begin a branch, whose prompt is computed and trained anew.
+        **({"rewrites": rewrites} if rewrites else {}),
         "episodes": len(episodes),
         "groups_kept": kept,
         "groups_dropped": len(groups) - kept,

@@ -61,11 +61,13 @@ class CallDelta:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplyEnd:
     """How a reply ended. `message` is the whole of it, as the deltas added up; `turn` has the ids
-    that were sent to the engine and sampled by it."""
+    that were sent to the engine and sampled by it; `stop_string` is the one of the request's `stop`
+    strings that ended it."""
 
     finish_reason: FinishReason
     message: Message
     turn: Turn
+    stop_string: str | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -93,11 +95,10 @@ class ReplyDelta:
 class Replier(Protocol):
     """Answers requests. `models` are the names it goes by; None: any name will do."""
 
-    models: tuple[str, ...] | None
+    @property
+    def models(self) -> tuple[str, ...] | None: ...
 
-    def reply(
-        self, request: ReplyRequest, *, stream: bool
-    ) -> AsyncGenerator[ReplyDelta, None]:
+    def reply(self, request: ReplyRequest, *, stream: bool) -> AsyncGenerator[ReplyDelta, None]:
         """The replies, as they are sampled; without `stream` one delta for each.
 
         Closing the generator ends the generation.

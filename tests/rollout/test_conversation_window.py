@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import pytest
@@ -44,11 +45,21 @@ def extend_all(chat: ChatFormat, turns: int) -> list[bool]:
 
 
 def test_each_kind_of_reply_is_kept_once_besides_the_first_and_the_last() -> None:
-    turns = [turn(n, reasoning_content="hm" if n == 4 else "") for n in range(10)]
+    turns = [turn(n, reasoning_content="hm" if n == 4 else "") for n in range(12)]
     window = shorten([USER, *(message for pair in turns for message in pair)])
     assert window is not None
-    assert window.replies == 10
-    assert window.messages == [USER, *turns[0], *turns[4], *turns[9]]
+    assert window.replies == 12
+    assert window.messages == [USER, *turns[0], *turns[4], *turns[11]]
+
+
+def test_three_of_four_windows_begin_with_the_one_before() -> None:
+    messages = [USER, *(message for n in range(40) for message in turn(n))]
+    windows = [shorten(messages[: 1 + 2 * replies]) for replies in range(8, 40)]
+    begins = [
+        after.messages[: len(before.messages)] == before.messages
+        for before, after in itertools.pairwise(filter(None, windows))
+    ]
+    assert begins == [True, True, True, False] * 7 + [True] * 3
 
 
 def test_short_and_varied_conversations_stay_whole() -> None:
@@ -113,4 +124,4 @@ def test_a_turn_late_in_a_conversation_takes_no_more_work_than_an_early_one() ->
         sizes.append(len(messages if window is None else window.messages))
         assert chat.extend([1], messages, reply, new) is not None
         messages += [reply, *new]
-    assert max(sizes[10:]) <= 9
+    assert max(sizes[10:]) <= 11

@@ -318,7 +318,7 @@ def test_a_weight_update_mid_generation_recomputes_the_context() -> None:
     completion = run(update_on_the_way())
     [before, after] = completion.version_spans
     assert before == VersionSpan(version=0, start=0, end=after.start)
-    assert after == VersionSpan(version=1, start=before.end, end=400)
+    assert after == VersionSpan(version=1, start=before.end, end=400, kv_after_update="recompute")
     by_old = recomputed(old, prompt, completion, 1.0)
     by_new = recomputed(new, prompt, completion, 1.0)
     cut = before.end
@@ -394,7 +394,7 @@ def test_truncated_sampling_draws_from_and_reports_the_renormalised_distribution
     count = 4000
     draws = torch.rand(count, generator=torch.Generator().manual_seed(0)).tolist()
     sampler = Sampler([sampling] * count, torch.device("cpu"))
-    drawn, drawn_logprobs = sampler.draw(probabilities.log().expand(count, 4), draws)
+    drawn, drawn_logprobs, _ = sampler.draw(probabilities.log().expand(count, 4), draws)
     tokens, logprobs = drawn.tolist(), drawn_logprobs.tolist()
     assert set(tokens) == support
     total = sum(probabilities[token].item() for token in support)
@@ -413,7 +413,7 @@ def test_a_large_vocabulary_is_searched_to_its_last_token() -> None:
     count = 4000
     uniforms = [0.0, *((i + 0.5) / count for i in range(count - 2)), 1.0 - 2.0**-53]
     sampler = Sampler([Sampling()] * count, torch.device("cpu"))
-    tokens_N, logprobs_N = sampler.draw(logits_V.expand(count, -1), uniforms)
+    tokens_N, logprobs_N, _ = sampler.draw(logits_V.expand(count, -1), uniforms)
     tokens = tokens_N.tolist()
     assert tokens == sorted(tokens)
     for token, probability in expected.items():
@@ -425,7 +425,7 @@ def test_the_two_ways_to_search_agree() -> None:
     logits_NV = torch.randn(500, 2560, generator=torch.Generator().manual_seed(0)) * 3
     draws = torch.rand(500, generator=torch.Generator().manual_seed(1)).tolist()
     sampler = Sampler([Sampling()] * 500, torch.device("cpu"))
-    by_blocks_N, _ = sampler.draw(logits_NV, draws)
+    by_blocks_N, *_ = sampler.draw(logits_NV, draws)
     cumulative_NV = logits_NV.double().softmax(-1).cumsum(-1)
     exact_N1 = torch.searchsorted(cumulative_NV, torch.tensor(draws).double()[:, None], right=True)
     assert (by_blocks_N == exact_N1[:, 0]).float().mean() > 0.99

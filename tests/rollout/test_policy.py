@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -29,6 +29,7 @@ from palestra.rollout import (
     run_episode,
     tool_call,
 )
+from palestra.rollout.engine import Piece
 from palestra.rollout.engine_errors import ContextOverflow
 from palestra.rollout.evaluate import evaluate
 from palestra.tools import parse_reply, tool
@@ -167,6 +168,11 @@ class SpeakingEngine:
             logprobs=(-0.5,) * len(cut),
             stop_reason="stop" if len(cut) == len(ids) else "length",
         )
+
+    async def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, top_logprobs: int = 0
+    ) -> AsyncGenerator[Piece, None]:
+        yield Piece.whole(await self.generate(prompt_ids, sampling))
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         return (-0.5,) * (len(token_ids) - 1)
@@ -370,6 +376,11 @@ class AnsweringEngine:
         if isinstance(self._answer, Exception):
             raise self._answer
         return self._answer
+
+    async def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, top_logprobs: int = 0
+    ) -> AsyncGenerator[Piece, None]:
+        yield Piece.whole(await self.generate(prompt_ids, sampling))
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         return (-0.5,) * (len(token_ids) - 1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
 
 from palestra.rollout import RoutedEngine
-from palestra.rollout.engine import StaleWeights
-from palestra.rollout.engine_errors import ConnectionLost, RequestFailed
+from palestra.rollout.engine import Piece, StaleWeights
+from palestra.rollout.engine_errors import ConnectionLost, RequestFailed, ServerDied
 from palestra.rollout.router import NoServer
 from palestra.types import Completion, Sampling
 
@@ -32,6 +32,8 @@ class Server:
         self.aborts = 0
         self.hold: asyncio.Event | None = None
         self.closed = False
+        self.begins = 0
+        self.streams_ended = 0
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
         self.asked.append(tuple(prompt_ids))
@@ -48,6 +50,25 @@ class Server:
             self.aborts -= 1
             reason = "abort"
         return Completion(ids=(1,), logprobs=(-0.5,), stop_reason=reason)
+
+    async def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, top_logprobs: int = 0
+    ) -> AsyncGenerator[Piece, None]:
+        """Three tokens; its trouble comes after the first `begins` ones."""
+        self.asked.append(tuple(prompt_ids))
+        if self.aborts:
+            self.aborts -= 1
+            yield Piece(ids=(), logprobs=(), stop_reason="abort")
+            return
+        try:
+            for n in range(3):
+                if self.trouble is not None and n == self.begins:
+                    raise self.trouble
+                if self.hold is not None:
+                    await self.hold.wait()
+                yield Piece(ids=(n,), logprobs=(-0.5,), stop_reason="stop" if n == 2 else None)
+        finally:
+            self.streams_ended += 1
 
     async def score(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         if self.trouble is not None:
@@ -315,3 +336,73 @@ def test_it_scores_where_it_can_and_has_the_smallest_context() -> None:
 def test_no_engines_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one engine"):
         RoutedEngine([])
+
+
+# --- streams
+
+
+async def collect(router: RoutedEngine) -> list[int]:
+    pieces = [piece async for piece in router.stream(PROMPT, SAMPLING)]
+    assert [piece.stop_reason is None for piece in pieces[:-1]] == [True] * (len(pieces) - 1)
+    return [token for piece in pieces for token in piece.ids]
+
+
+def test_a_stream_that_has_not_begun_is_issued_again() -> None:
+    async def main() -> None:
+        servers = [Server(), Server()]
+        router = RoutedEngine(servers)
+        assert await collect(router) == [0, 1, 2]
+        home = next(server for server in servers if server.asked)
+        home.trouble = ConnectionLost("gone")
+        assert await collect(router) == [0, 1, 2]
+        assert router.reissued == 1
+        assert len(router.out_of_service) == 1
+        await router.aclose()
+
+    run(main())
+
+
+def test_a_stream_that_breaks_off_is_an_error_and_the_server_is_taken_out() -> None:
+    async def main() -> None:
+        servers = [Server(), Server()]
+        for server in servers:
+            server.trouble, server.begins = ServerDied("killed"), 2
+        router = RoutedEngine(servers)
+        stream = router.stream(PROMPT, SAMPLING)
+        assert [(await anext(stream)).ids for _ in range(2)] == [(0,), (1,)]
+        with pytest.raises(ServerDied, match="killed"):
+            await anext(stream)
+        assert router.reissued == 0
+        assert len(router.out_of_service) == 1
+        await router.aclose()
+
+    run(main())
+
+
+def test_a_stream_that_is_aborted_before_it_begins_is_issued_again_without_blame() -> None:
+    async def main() -> None:
+        server = Server()
+        router = RoutedEngine([server], max_reissues=2)
+        server.aborts = 2
+        assert await collect(router) == [0, 1, 2]
+        server.aborts = 9
+        assert await collect(router) == []
+        assert not router.out_of_service
+
+    run(main())
+
+
+def test_closing_a_stream_reaches_the_server_and_frees_its_place() -> None:
+    async def main() -> None:
+        servers = [Server(), Server()]
+        router = RoutedEngine(servers)
+        streams = [router.stream((n,), SAMPLING) for n in range(10)]
+        for stream in streams:
+            assert (await anext(stream)).ids == (0,)
+        assert [len(server.asked) for server in servers] == [5, 5]  # each counts while it goes on
+        for stream in streams:
+            await stream.aclose()
+        assert [server.streams_ended for server in servers] == [5, 5]
+        assert [server.in_flight for server in router._servers] == [0, 0]
+
+    run(main())

@@ -150,10 +150,10 @@ def test_calls_that_were_written_are_read(all_arguments: list[dict[str, Any]]) -
     ["<tool_call>", "</tool_call>", "<think>", "<tool_call>{</tool_call>",
      '<tool_call>"</tool_call>', '<tool_call>\\</tool_call>',
      '<tool_call>"\\"</tool_call>', '<tool_call>"\\</tool_call>',
-     '<tool_call>[",","</tool_call>', "<tool_call>\n\n{</tool_call>"],
+     '<tool_call>[",","</tool_call>', "<tool_call>\n\n{</tool_call>", '"<tool_call>"</tool_call>'],
 )  # fmt: skip
 def test_hostile_repetition_takes_linear_time(piece: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     parse_reply('<tool_call>"</tool_call>' + piece * (1_000_000 // len(piece)))
     # Linear takes about 0.2 s; quadratic would take minutes.
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

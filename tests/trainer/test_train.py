@@ -22,7 +22,7 @@ from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.optimizer import Optimizer
 from palestra.trainer.rollouts import EmbeddedRollouts
 from palestra.trainer.session import Session, tasks_of
-from palestra.types import Episode, Sampling
+from palestra.types import Episode, Outcome, Sampling, Score, Task, Turn
 from palestra.verifiers.context import last_reply
 
 ENV = "palestra/Arithmetic-v0"
@@ -236,8 +236,6 @@ def test_tool_output_receives_no_gradient_end_to_end(demonstrations: Path) -> No
 
 
 def test_shuffled_rewards_keep_their_sum_and_lose_their_owners(imitator: Path) -> None:
-    from palestra.types import Outcome, Score, Task, Turn
-
     def episode(task: str, sample: int, reward: float) -> Episode:
         turn = Turn(
             message={"role": "assistant", "content": ""},
@@ -265,6 +263,27 @@ def test_shuffled_rewards_keep_their_sum_and_lose_their_owners(imitator: Path) -
     shuffled = honest.model_copy(update={"shuffle_rewards": True})
     rows, advantages = train_rl._rows(groups, shuffled, step=1)
     assert len(rows) == 16 and any(advantages.values())
+
+
+def test_a_step_reports_how_often_the_template_rewrote_what_was_said() -> None:
+    def episode(*parents: int | None) -> Episode:
+        turns = tuple(
+            Turn(message={"role": "assistant", "content": ""}, prompt_ids=(1,), parent=parent)
+            for parent in parents
+        )
+        return Episode(
+            id="0",
+            env_id="test",
+            task=Task(id="0", messages=()),
+            prompt=(),
+            turns=turns,
+            outcome=Outcome.SCORED,
+            stop_reason="answer",
+        )
+
+    extended, rewritten = episode(None, 0, 1), episode(None, None, None)
+    assert train_rl._describe([[extended, rewritten]], {})["rewrites"] == 1.0
+    assert "rewrites" not in train_rl._describe([[extended]], {})
 
 
 def test_a_step_reports_the_policy_that_sampled_however_many_updates_follow(

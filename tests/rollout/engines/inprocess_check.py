@@ -56,6 +56,17 @@ async def main(old_folder: str, new_folder: str) -> None:
     assert completion.stop_reason == "length"
     assert error(old, completion, 0.7).max() < 1e-3
 
+    # A stream is one piece, with the likeliest tokens.
+    sampling = Sampling(temperature=0.7, max_tokens=40, seed=1)
+    (piece,) = [piece async for piece in engine.stream(PROMPT, sampling, top_logprobs=3)]
+    assert (piece.ids, piece.stop_reason) == (completion.ids, "length")
+    ids = torch.tensor([[*PROMPT, *piece.ids]])
+    with torch.no_grad():
+        logits_TV = old(ids).logits[0, len(PROMPT) - 1 : -1] / 0.7
+    likeliest_TV = logits_TV.log_softmax(-1).topk(3).values
+    tops_TV = torch.tensor([[logprob for _, logprob in top] for top in piece.top_logprobs])
+    assert (tops_TV - likeliest_TV).abs().max() < 1e-3
+
     # Weights from memory, in the middle of generations.
     running = [
         asyncio.create_task(engine.generate(PROMPT, Sampling(max_tokens=300, seed=n)))
@@ -68,6 +79,7 @@ async def main(old_folder: str, new_folder: str) -> None:
     for completion in await asyncio.gather(*running):
         before, after = completion.version_spans
         assert (before.version, after.version, after.end) == (0, 1, 300)
+        assert (before.kv_after_update, after.kv_after_update) == (None, "recompute")
         assert error(old, completion)[: before.end].max() < 1e-3
         assert error(new, completion)[before.end :].max() < 1e-3
 

@@ -5,6 +5,7 @@ The server here speaks vLLM's protocol, with a fault; the file is also the progr
 
 import asyncio
 import itertools
+import json
 import math
 import os
 import signal
@@ -58,14 +59,36 @@ def answer_generate(body: dict[str, Any], *, raw: bool) -> dict[str, Any]:
     return {"choices": [{"index": index, **choice} for index in range(params["n"])]}
 
 
+async def stream_answer(
+    request: web.Request, token_ids: list[int], answer: dict[str, Any]
+) -> web.StreamResponse:
+    """The same in two chunks, between which some prompts wait for ever."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    choice = answer["choices"][0]
+    count = len(choice["token_ids"])
+    for part in (slice(0, 1), slice(1, count)):
+        content = {"content": choice["logprobs"]["content"][part]}
+        chunk = {**choice, "token_ids": choice["token_ids"][part], "logprobs": content}
+        if part.stop < count:
+            chunk |= {"finish_reason": None, "weight_versions": None}
+        await response.write(f"data: {json.dumps({'choices': [chunk]})}\n\n".encode())
+        if token_ids == [7, 7]:
+            await asyncio.sleep(60)
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
 def imitate(
     *, version: str = "0.32.0", raw: bool = False, fault: Fault | None = None
 ) -> web.Application:
     """A server of vLLM's protocol. `fault` spoils the answers to all but the engine's probe."""
 
-    async def generate(request: web.Request) -> web.Response:
+    async def generate(request: web.Request) -> web.StreamResponse:
         body = await request.json()
         answer = answer_generate(body, raw=raw)
+        if body.get("stream"):
+            return await stream_answer(request, body["token_ids"], answer)
         if body["token_ids"] == [7, 7]:
             await asyncio.sleep(60)
         if body["token_ids"] == [9, 9]:
@@ -242,6 +265,21 @@ def test_a_death_fails_what_is_in_progress_and_later_requests_wait(tmp_path: Pat
                 *(engine.generate((1,), Sampling(max_tokens=2)) for _ in range(3))
             )
             assert [completion.ids for completion in completions] == [(0, 0)] * 3
+
+    asyncio.run(run())
+
+
+def test_a_death_in_the_middle_of_a_stream_is_told_and_later_streams_wait(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with launched(tmp_path) as engine:
+            assert engine.server is not None
+            stream = engine.stream((7, 7), Sampling())
+            assert (await anext(stream)).ids == (0,)
+            os.kill(engine.server.pid, signal.SIGKILL)
+            with pytest.raises(ServerDied, match="signal SIGKILL"):
+                await anext(stream)
+            pieces = [piece async for piece in engine.stream((1,), Sampling(max_tokens=2))]
+            assert [token for piece in pieces for token in piece.ids] == [0, 0]
 
     asyncio.run(run())
 

@@ -15,6 +15,7 @@ from palestra.rollout.engine_options import EngineOptions
 from palestra.rollout.process import RolloutDied, RolloutProcess
 from palestra.rollout.request import RolloutRequest
 from palestra.rollout.server_process import ServerProcess
+from palestra.rollout.token_client import TokenClient
 from palestra.types import Episode, Outcome, Sampling
 
 REQUEST = RolloutRequest(
@@ -126,6 +127,39 @@ def test_a_process_that_dies_again_and_again_is_given_up(
 
     with pytest.raises(RolloutDied, match=r"died 4 times, last with status -9; see .*rollout.log"):
         asyncio.run(kill_always())
+
+
+def test_whatever_is_asked_while_the_process_is_started_again_is_sampled_from_its_last_weights(
+    process: RolloutProcess,
+    request_of_all: RolloutRequest,
+    tiny_model_folder: Path,
+    vllm_server: ServerProcess,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    request = replace(request_of_all, task_ids=request_of_all.task_ids[:1], n_per_task=1)
+
+    async def ask_all_the_while() -> list[Episode]:
+        await process.update_weights(7, tiny_model_folder)
+        before = process.pid
+        os.kill(before, signal.SIGKILL)
+        # As a server says that was started again too.
+        client = TokenClient(vllm_server.base_url)
+        await client.post("/update_weight_version", {"new_version": "0"}, timeout_s=60)
+        await client.close()
+        playing = []
+        while process.pid == before:
+            playing.append(asyncio.create_task(play(process, request)))
+            await asyncio.sleep(0.02)
+        return [episode for episodes in await asyncio.gather(*playing) for episode in episodes]
+
+    try:
+        episodes = asyncio.run(ask_all_the_while())
+        versions = [span.version for e in episodes for t in e.turns for span in t.version_spans]
+        assert len(episodes) > 10
+        assert set(versions) == {7}
+        assert caplog.text.count("is started again") == 1
+    finally:
+        asyncio.run(process.update_weights(0, tiny_model_folder))
 
 
 def test_an_engine_that_cannot_be_reached_is_named(tiny_model_folder: Path) -> None:

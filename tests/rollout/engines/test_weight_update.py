@@ -17,9 +17,10 @@ from palestra.rollout.engine import StaleWeights
 from palestra.rollout.engine_errors import UnsupportedServer
 from palestra.rollout.engine_vllm import VLLMEngine
 from palestra.rollout.token_client import TokenClient
+from palestra.rollout.vllm_features import ServerFeatures, detect_features
 from palestra.rollout.weight_check import ProbeCheck
 from palestra.rollout.weight_probe import score
-from palestra.rollout.weight_update import ServerFeatures, WeightUpdater, detect_features
+from palestra.rollout.weight_update import WeightUpdater
 from palestra.trainer.probe import make_probe
 from palestra.types import Completion, Sampling, VersionSpan
 
@@ -97,6 +98,11 @@ async def sample_greedily(engine: VLLMEngine, n: int = 24) -> Completion:
     return await engine.generate(PROMPT, Sampling(temperature=0.0, max_tokens=n))
 
 
+def recomputed(version: int, start: int, end: int) -> VersionSpan:
+    """Tokens of weights whose update threw older weights' keys away."""
+    return VersionSpan(version=version, start=start, end=end, kv_after_update="recompute")
+
+
 def test_greedy_output_is_that_of_the_new_weights_and_then_of_the_old_again(
     vllm_server: Any, old: Weights, new: Weights
 ) -> None:
@@ -110,9 +116,9 @@ def test_greedy_output_is_that_of_the_new_weights_and_then_of_the_old_again(
 
     first, second = asyncio.run(run())
     assert first.ids == new.greedy(PROMPT, 24)
-    assert first.version_spans == (VersionSpan(version=1, start=0, end=24),)
+    assert first.version_spans == (recomputed(1, 0, 24),)
     assert second.ids == old.greedy(PROMPT, 24)
-    assert second.version_spans == (VersionSpan(version=2, start=0, end=24),)
+    assert second.version_spans == (recomputed(2, 0, 24),)
     assert first.ids != second.ids
 
 
@@ -148,12 +154,13 @@ def test_tokens_before_a_live_update_are_the_old_weights_and_those_after_it_the_
 
     for n, completion in enumerate(asyncio.run(run())):
         before, after = completion.version_spans
-        assert (before.version, before.start, after.version, after.end) == (10, 0, 11, 400)
-        assert 0 < before.end == after.start < 400
+        switch = before.end
+        assert 0 < switch < 400
+        assert before == recomputed(10, 0, switch)
+        assert after == recomputed(11, switch, 400)
         found = torch.tensor(completion.logprobs)
         under_old = old.logprobs((*PROMPT, n), completion.ids, temperature)
         under_new = new.logprobs((*PROMPT, n), completion.ids, temperature)
-        switch = before.end
         assert (found[:switch] - under_old[:switch]).abs().max() < 1e-3
         assert (found[switch:] - under_new[switch:]).abs().max() < 1e-3
         # The boundary is exact: the neighbours belong to the other side.
@@ -172,8 +179,9 @@ def test_kept_keys_are_the_old_weights_and_the_new_ones_attend_to_them(
 
     for n, completion in enumerate(asyncio.run(run())):
         before, after = completion.version_spans
-        assert (before.version, after.version) == (20, 21)
         switch = before.end
+        assert before == recomputed(20, 0, switch)
+        assert after == VersionSpan(version=21, start=switch, end=400, kv_after_update="keep")
         # The last token of the old weights was sampled but not fed yet.
         fed = torch.tensor([[*PROMPT, n, *completion.ids[: switch - 1]]])
         rest = torch.tensor([completion.ids[switch - 1 :]])
@@ -194,7 +202,7 @@ def test_mode_wait_lets_generations_end_with_the_weights_they_began_with(
             return await update_in_the_middle(engine, 31, new, 1.0)
 
     for n, completion in enumerate(asyncio.run(run())):
-        assert completion.version_spans == (VersionSpan(version=30, start=0, end=400),)
+        assert completion.version_spans == (recomputed(30, 0, 400),)
         assert completion.stop_reason == "length"
         error = torch.tensor(completion.logprobs) - old.logprobs((*PROMPT, n), completion.ids)
         assert error.abs().max() < 1e-3
@@ -212,7 +220,7 @@ def test_mode_abort_ends_generations_with_what_they_have(
         assert completion.stop_reason == "abort"
         assert 0 < len(completion.ids) < 400
         (span,) = completion.version_spans
-        assert span == VersionSpan(version=40, start=0, end=len(completion.ids))
+        assert span == recomputed(40, 0, len(completion.ids))
         error = torch.tensor(completion.logprobs) - old.logprobs((*PROMPT, n), completion.ids)
         assert error.abs().max() < 1e-3
 
@@ -390,7 +398,7 @@ def test_a_source_that_does_not_fit_is_refused_and_the_old_weights_are_served_on
     line, completion = asyncio.run(run())
     assert "\n" not in line
     assert completion.ids == old.greedy(PROMPT, 24)
-    assert completion.version_spans == (VersionSpan(version=90, start=0, end=24),)
+    assert completion.version_spans == (recomputed(90, 0, 24),)
 
 
 def test_weights_in_several_files_are_loaded(

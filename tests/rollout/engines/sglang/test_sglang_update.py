@@ -68,6 +68,11 @@ def largest_error(one: Any, other: Any) -> float:
     return max(abs(float(a) - float(b)) for a, b in zip(one, other, strict=True))
 
 
+def recomputed(version: int, start: int, end: int) -> VersionSpan:
+    """Tokens of weights whose update threw older weights' keys away."""
+    return VersionSpan(version=version, start=start, end=end, kv_after_update="recompute")
+
+
 @pytest.mark.parametrize("source", ["folder", "tensor", "distributed"])
 def test_new_weights_are_served_with_their_tied_head(
     sglang_server: ServerProcess, old: Weights, new: Weights, source: str
@@ -94,7 +99,7 @@ def test_new_weights_are_served_with_their_tied_head(
     completions = on(sglang_server, old, update)
     for completion, weights, version in zip(completions, (new, old, new), (2, 3, 4), strict=True):
         assert completion.ids == weights.greedy(PROMPT, 16)
-        assert completion.version_spans == (VersionSpan(version=version, start=0, end=16),)
+        assert completion.version_spans == (recomputed(version, 0, 16),)
         assert largest_error(completion.logprobs, weights.logprobs(PROMPT, completion.ids)) < 1e-3
 
 
@@ -110,8 +115,8 @@ def test_after_a_retraction_each_token_is_of_the_weights_that_its_span_names(
     for completion, temperature in zip(on(sglang_server, old, update), (1.0, 0.7), strict=True):
         before, after = completion.version_spans
         switch = before.end
-        assert (before.version, before.start) == (1, 0)
-        assert (after.version, after.start, after.end) == (2, switch, 700)
+        assert before == recomputed(1, 0, switch)
+        assert after == recomputed(2, switch, 700)
         assert 0 < switch < 700
         of_old = old.logprobs(PROMPT, completion.ids, temperature)
         of_new = new.logprobs(PROMPT, completion.ids, temperature)
@@ -136,8 +141,9 @@ def test_kept_keys_of_older_weights_are_attended_to(
 
     completion = on(sglang_server, old, update)
     before, after = completion.version_spans
-    assert (before.version, after.version, after.end) == (1, 2, 400)
     start = after.start
+    assert before == recomputed(1, 0, start)
+    assert after == VersionSpan(version=2, start=start, end=400, kv_after_update="keep")
     of_old = old.logprobs(PROMPT, completion.ids)
     of_new = new.logprobs(PROMPT, completion.ids)
     assert largest_error(completion.logprobs[:start], of_old[:start]) < 1e-3
@@ -162,8 +168,8 @@ def test_waiting_lets_what_is_in_progress_end_and_holds_back_what_comes(
 
     earlier, later, held_back = on(sglang_server, old, update)
     assert held_back
-    assert earlier.version_spans == (VersionSpan(version=1, start=0, end=300),)
-    assert later.version_spans == (VersionSpan(version=2, start=0, end=5),)
+    assert earlier.version_spans == (recomputed(1, 0, 300),)
+    assert later.version_spans == (recomputed(2, 0, 5),)
 
 
 def test_aborting_ends_generations_with_what_they_have(
@@ -177,7 +183,7 @@ def test_aborting_ends_generations_with_what_they_have(
     completion = on(sglang_server, old, update)
     assert completion.stop_reason == "abort"
     assert 0 < len(completion.ids) < 900
-    assert completion.version_spans == (VersionSpan(version=1, start=0, end=len(completion.ids)),)
+    assert completion.version_spans == (recomputed(1, 0, len(completion.ids)),)
     expected = old.logprobs(PROMPT, completion.ids)
     assert largest_error(completion.logprobs, expected) < 1e-3
 
@@ -264,7 +270,7 @@ def test_weights_that_do_not_fit_are_refused_and_the_old_ones_served(
 
     completion = on(sglang_server, old, update)
     assert completion.ids == old.greedy(PROMPT, 4)
-    assert completion.version_spans == (VersionSpan(version=1, start=0, end=4),)
+    assert completion.version_spans == (recomputed(1, 0, 4),)
 
 
 def test_weights_that_are_not_numbers_are_found_out(
