@@ -51,7 +51,7 @@ RUN python3 -m venv /opt/palestra \
     && /opt/palestra/bin/pip install ${TORCH_ARGS} "$(grep -E '^torch==' /opt/constraints.txt)"
 COPY --from=wheel /wheels /opt/wheels
 RUN /opt/palestra/bin/pip install -c /opt/constraints.txt \
-    "$(ls /opt/wheels/*.whl)[serve,train]"
+    "$(ls /opt/wheels/palestra-*.whl)[serve,train]"
 
 FROM base AS serve
 COPY --from=installed /opt/palestra /opt/palestra

@@ -91,7 +91,8 @@ def test_sigterm_lets_streams_end_and_refuses_what_comes_after(model_folder: Pat
         body = {
             "model": "tiny",
             "messages": [{"role": "user", "content": "1"}],
-            "max_tokens": 200,
+            "max_tokens": 600,
+            "n": 4,
             "stream": True,
             "response_format": LONG,
         }
