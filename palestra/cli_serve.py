@@ -9,24 +9,35 @@ import json
 import logging
 import os
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from palestra import envs
 from palestra.rollout.chat_format import ChatFormat
 from palestra.rollout.chat_format_file import load_tokenizer
 from palestra.rollout.engine import Engine
 from palestra.rollout.engine_options import EngineOptions, open_engine
+from palestra.rollout.episode import Limits
+from palestra.rollout.policy import TokenPolicy
+from palestra.rollout.recorder import Recorder
 from palestra.rollout.router import RoutedEngine
 from palestra.rollout.serving.api_keys import ApiKeys
 from palestra.rollout.serving.app import Served, build_app
+from palestra.rollout.serving.gateway import Gateway
+from palestra.rollout.serving.gateway_routes import episode_routes
 from palestra.rollout.serving.limits import ServerLimits
 from palestra.rollout.serving.model_replier import ModelReplier
+from palestra.rollout.serving.remote_episodes import RemoteEpisodes
+from palestra.rollout.serving.reply import Replier
 from palestra.rollout.serving.server import bind, ignore_further_signals, serve
 from palestra.rollout.serving.text_completer import TextCompleter
 from palestra.trainer.model_folder import find_model_folder
+from palestra.types import Sampling
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from transformers import PreTrainedTokenizerBase
 
 _DEFAULT_CONTEXT = 4096
@@ -55,16 +66,24 @@ class ServeOptions:
     dtype: str = "auto"
     device: str = "auto"
     drain_timeout_s: float = 30.0
+    gateway: str | None = None
+    record: Path | None = None
+    split: str = "train"
+    temperature: float = 1.0
+    max_tokens: int = 512
+    max_turns: int = 16
 
 
 def run_serve(options: ServeOptions) -> int:
     """Serve until SIGTERM or SIGINT, and then 0.
 
     Raises:
-        ValueError: no such model, an engine that cannot be started or attached to, a port in use,
-            keys that are missing or none.
+        ValueError: no such model or environment, an engine that cannot be started or attached to, a
+            port in use, keys that are missing or none.
     """
     keys = _read_keys(options)
+    if (options.gateway is None) != (options.record is None):
+        raise ValueError("--gateway ENV and --record FILE belong together: give both")
     if options.engine_urls and options.engine == "hf":
         raise ValueError("--engine-url is for servers: add --engine vllm or --engine sglang")
     bound = bind(options.host, options.port)
@@ -83,14 +102,25 @@ def run_serve(options: ServeOptions) -> int:
         async def work() -> None:
             engine = await _open(options, folder, tokenizer)
             try:
-                served = _served(options, engine, ChatFormat.load(folder), tokenizer, keys)
-                await serve(
-                    build_app(served),
-                    bound,
-                    served.traffic,
-                    drain_timeout_s=options.drain_timeout_s,
-                    on_ready=on_ready,
-                )
+                chat_format = ChatFormat.load(folder)
+                gateway = None if options.gateway is None else Gateway(engine, chat_format)
+                if gateway is not None and keys is not None:
+                    keys.accepts = gateway.knows
+                served = _served(options, engine, chat_format, tokenizer, keys, gateway)
+                async with AsyncExitStack() as stack:
+                    routers = []
+                    if gateway is not None:
+                        policy = TokenPolicy(engine, chat_format)
+                        episodes = _open_episodes(options, gateway, policy, stack)
+                        stack.push_async_callback(episodes.aclose)
+                        routers.append(episode_routes(episodes))
+                    await serve(
+                        build_app(served, routers),
+                        bound,
+                        served.traffic,
+                        drain_timeout_s=options.drain_timeout_s,
+                        on_ready=on_ready,
+                    )
             finally:
                 ignore_further_signals()
                 await engine.aclose()
@@ -151,8 +181,12 @@ def _served(
     chat_format: ChatFormat,
     tokenizer: PreTrainedTokenizerBase,
     keys: ApiKeys | None,
+    gateway: Gateway | None,
 ) -> Served:
     replier = ModelReplier(engine, chat_format, models=_names(options))
+
+    def find_replier(request: Request) -> Replier:
+        return replier
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text)
@@ -160,7 +194,8 @@ def _served(
 
     servers = max(1, len(options.engine_urls))
     return Served(
-        find_replier=lambda request: replier,
+        find_replier=find_replier if gateway is None else gateway.beside(find_replier),
+        find_session=None if gateway is None else gateway.find_replier,
         models=_names(options),
         context_length=engine.context_length,
         completer=TextCompleter(engine, encode=encode, token_bytes=chat_format.token_bytes),
@@ -171,6 +206,23 @@ def _served(
             requests_per_minute=options.rate_limit,
             max_concurrent=options.max_concurrent,
         ),
+    )
+
+
+def _open_episodes(
+    options: ServeOptions, gateway: Gateway, policy: TokenPolicy, stack: AsyncExitStack
+) -> RemoteEpisodes:
+    """What records the episodes that agents ask for; `stack` closes its file."""
+    env_id, record = options.gateway, options.record
+    assert env_id is not None and record is not None
+    return RemoteEpisodes(
+        gateway,
+        policy,
+        lambda split: envs.make(env_id, split=split),
+        recorder=stack.enter_context(Recorder(record)),
+        split=options.split,
+        limits=Limits(max_turns=options.max_turns),
+        sampling=Sampling(temperature=options.temperature, max_tokens=options.max_tokens),
     )
 
 

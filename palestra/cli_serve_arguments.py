@@ -82,6 +82,37 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", help="for --engine hf: auto (default), cpu, cuda, ..."
     )
     parser.add_argument(
+        "--gateway",
+        metavar="ENV",
+        help="record episodes of agents in this environment: an id, or module:Name-v0",
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="of the episodes, one JSON line each"
+    )
+    parser.add_argument(
+        "--split", default="train", help="of the environment's tasks (default: train)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=NOT_NEGATIVE,
+        default=1.0,
+        help="of recorded episodes, whatever clients ask for (default: 1)",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=AT_LEAST_ONE,
+        default=512,
+        metavar="TOKENS",
+        help="of a reply in a recorded episode (default: 512)",
+    )
+    parser.add_argument(
+        "--max-turns",
+        type=AT_LEAST_ONE,
+        default=16,
+        metavar="REPLIES",
+        help="of a recorded episode (default: 16)",
+    )
+    parser.add_argument(
         "--drain-timeout",
         type=NOT_NEGATIVE,
         default=30.0,
@@ -111,6 +142,12 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
             dtype=arguments.dtype,
             device=arguments.device,
             drain_timeout_s=arguments.drain_timeout,
+            gateway=arguments.gateway,
+            record=arguments.record,
+            split=arguments.split,
+            temperature=arguments.temperature,
+            max_tokens=arguments.max_tokens,
+            max_turns=arguments.max_turns,
         )
         return cli_serve.run_serve(options)
 

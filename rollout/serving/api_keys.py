@@ -16,16 +16,14 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class ApiKeys:
-    """The keys that a server accepts; `accepts` may know of more, which come and go.
+    """The keys that a server accepts; `accepts` may be set to what knows of more that come and go.
 
     Raises ValueError for keys that are too short to keep anybody out.
     """
 
-    def __init__(
-        self, keys: Sequence[str], *, accepts: Callable[[str], bool] = lambda key: False
-    ) -> None:
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.accepts: Callable[[str], bool] = lambda key: False
         self._digests = [_digest(key) for key in keys]
-        self._accepts = accepts
         if any(len(key) < _MIN_KEY_CHARACTERS for key in keys):
             raise ValueError(f"an API key needs at least {_MIN_KEY_CHARACTERS} characters")
 
@@ -58,7 +56,7 @@ class ApiKeys:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if any(matches):
             return str(matches.index(True))
-        if self._accepts(key):
+        if self.accepts(key):
             return digest.hex()
         raise ApiError(401, "the API key is not valid here", code="invalid_api_key")
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -15,13 +16,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-import palestra
 from palestra.rollout.serving import chat, completions, messages, responses
 from palestra.rollout.serving.api_error import ApiError
 from palestra.rollout.serving.api_keys import ApiKeys
 from palestra.rollout.serving.error_response import error_response
 from palestra.rollout.serving.find_replier import FindReplier, unknown_model
 from palestra.rollout.serving.gate import Gate
+from palestra.rollout.serving.gateway_routes import session_routes
 from palestra.rollout.serving.limits import ServerLimits
 from palestra.rollout.serving.metrics import MeasuredApp, Metrics
 from palestra.rollout.serving.openai_answers import ERROR_RESPONSES, json_answer
@@ -42,14 +43,15 @@ class Served:
     """What an application serves.
 
     `models` are its names, `context_length` the most tokens of prompt and reply. Without a
-    `completer` there is no /v1/completions. `find_trouble` says why the engine is not available,
-    "" while it is.
+    `completer` there is no /v1/completions. `find_session` finds who answers and records under
+    `/episodes/{key}/v1`. `find_trouble` says why the engine is not available, "" while it is.
     """
 
     find_replier: FindReplier
     models: tuple[str, ...]
     context_length: int
     completer: TextCompleter | None = None
+    find_session: FindReplier | None = None
     find_trouble: Callable[[], str] = _no_trouble
     keys: ApiKeys | None = None
     limits: ServerLimits = field(default_factory=ServerLimits)
@@ -61,12 +63,12 @@ def build_app(served: Served, routers: Sequence[APIRouter] = ()) -> FastAPI:
     """The application, with `routers` beside the APIs."""
     app = FastAPI(
         title="palestra",
-        version=palestra.__version__,
+        version=version("palestra"),
         summary="A trained policy behind the APIs of OpenAI and Anthropic.",
         docs_url=None,  # the page would load its scripts from elsewhere
         redoc_url=None,
     )
-    find_replier = _watched(served)
+    find_replier = _watched(served, served.find_replier)
     for router in (
         chat.routes(find_replier),
         responses.routes(find_replier),
@@ -77,6 +79,8 @@ def build_app(served: Served, routers: Sequence[APIRouter] = ()) -> FastAPI:
     if served.completer is not None:
         find_completer = _find_completer(served, served.completer)
         app.include_router(completions.routes(find_completer), prefix="/v1")
+    if served.find_session is not None:
+        app.include_router(session_routes(_watched(served, served.find_session)))
     app.include_router(_service_routes(served))
     for router in routers:
         app.include_router(router)
@@ -118,9 +122,9 @@ def _watch(
     return served.traffic.attend(served.metrics.count(deltas, stream=stream))
 
 
-def _watched(served: Served) -> FindReplier:
+def _watched(served: Served, find_replier: FindReplier) -> FindReplier:
     def find(request: Request) -> Replier:
-        return _Watched(served.find_replier(request), served)
+        return _Watched(find_replier(request), served)
 
     return find
 

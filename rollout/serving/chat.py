@@ -19,6 +19,7 @@ from palestra.rollout.serving.find_replier import FindReplier, require_model
 from palestra.rollout.serving.json_route import JsonRoute
 from palestra.rollout.serving.openai_answers import (
     DONE,
+    IMPOSSIBLE,
     RESPONSES,
     UsageCount,
     chunk,
@@ -27,9 +28,6 @@ from palestra.rollout.serving.openai_answers import (
 )
 from palestra.rollout.serving.ready_together import ready_together
 from palestra.rollout.serving.reply import ReplyDelta, TokenLogprob
-
-# JSON has no infinities: what was impossible has the log-probability that vLLM writes for it.
-_IMPOSSIBLE = -9999.0
 
 
 def routes(find_replier: FindReplier) -> APIRouter:
@@ -215,7 +213,7 @@ def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
 def _token(token: TokenLogprob) -> dict[str, Any]:
     return {
         "token": token.text,
-        "logprob": max(_IMPOSSIBLE, token.logprob),
+        "logprob": max(IMPOSSIBLE, token.logprob),
         "bytes": list(token.bytes),
     }
 

@@ -20,6 +20,7 @@ from palestra.rollout.serving.event_stream import EventStream, while_connected
 from palestra.rollout.serving.json_route import JsonRoute
 from palestra.rollout.serving.openai_answers import (
     DONE,
+    IMPOSSIBLE,
     RESPONSES,
     UsageCount,
     chunk,
@@ -32,7 +33,6 @@ from palestra.rollout.serving.request_fields import NO_TOKEN_LIMIT, Unsupported
 from palestra.rollout.serving.text_completer import TextCompleter, TextRequest
 
 _DEFAULT_MAX_TOKENS = 16
-_IMPOSSIBLE = -9999.0
 
 # Finds what completes texts for a model, or raises ApiError.
 FindCompleter = Callable[[str], TextCompleter]
@@ -175,9 +175,9 @@ def _logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | N
         offset += len(token.text)
     return {
         "tokens": [token.text for token in tokens],
-        "token_logprobs": [max(_IMPOSSIBLE, token.logprob) for token in tokens],
+        "token_logprobs": [max(IMPOSSIBLE, token.logprob) for token in tokens],
         "top_logprobs": [
-            {other.text: max(_IMPOSSIBLE, other.logprob) for other in token.top} for token in tokens
+            {other.text: max(IMPOSSIBLE, other.logprob) for other in token.top} for token in tokens
         ],
         "text_offset": offsets,
     }

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from palestra.rollout.serving import chat, messages, responses
+from palestra.rollout.serving.api_error import ApiError
+from palestra.rollout.serving.api_keys import find_key
 from palestra.rollout.serving.find_replier import FindReplier
 from palestra.rollout.serving.json_route import JsonRoute
 from palestra.rollout.serving.remote_episodes import EpisodeState, RemoteEpisodes
@@ -70,6 +72,10 @@ def episode_routes(episodes: RemoteEpisodes) -> APIRouter:
 
     @router.post("")
     async def open_episode(body: OpenEpisode, request: Request) -> OpenedEpisode:
+        if episodes.has(find_key(request.scope["headers"])):
+            raise ApiError(
+                403, "the key of an episode opens no other: use an API key", code="forbidden"
+            )
         task = await episodes.open(body.task_id, body.split)
         here = str(request.base_url).rstrip("/") if task.base_url.startswith("/") else ""
         return OpenedEpisode(

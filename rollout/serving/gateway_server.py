@@ -12,7 +12,6 @@ import uvicorn
 
 from palestra.rollout.serving.app import Served, build_app
 from palestra.rollout.serving.gateway import Gateway
-from palestra.rollout.serving.gateway_routes import session_routes
 from palestra.rollout.serving.limits import ServerLimits
 
 _BACKLOG = 4096
@@ -32,12 +31,13 @@ async def run_gateway(gateway: Gateway) -> AsyncGenerator[None, None]:
     """Serve `gateway` in this event loop, on a free port; sets its `url`."""
     served = Served(
         find_replier=gateway.find_replier,
+        find_session=gateway.find_replier,
         models=(),
         context_length=gateway.context_length,
         limits=ServerLimits(max_concurrent=sys.maxsize),  # the rollout bounds them
     )
     config = uvicorn.Config(
-        build_app(served, [session_routes(gateway.find_replier)]),
+        build_app(served),
         log_config=None,
         access_log=False,
         lifespan="off",

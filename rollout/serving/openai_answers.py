@@ -12,6 +12,8 @@ from palestra.rollout.serving.api_error import ApiError
 from palestra.rollout.serving.reply import ReplyDelta
 
 DONE = b"data: [DONE]\n\n"
+# JSON has no infinities: what was impossible has the log-probability that vLLM writes for it.
+IMPOSSIBLE = -9999.0
 
 
 class ErrorDetail(BaseModel):

@@ -167,6 +167,10 @@ class RemoteEpisodes:
         except OSError as error:
             raise ApiError(503, str(error), code="not_recorded", retry_after_s=1.0) from error
 
+    def has(self, key: str | None) -> bool:
+        """Whether it is the key of an episode."""
+        return key is not None and self._gateway.knows(key)
+
     def state(self, key: str) -> EpisodeState:
         """How an episode stands.
 

@@ -211,7 +211,6 @@ OTHERS = ["/v1/models", "/v1/models/{model}", "/health", "/metrics"]
 ALLOWED, FORBIDDEN = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "mode"),
     [(path, ALLOWED) for path in APIS + OTHERS] + [(path, FORBIDDEN) for path in APIS],

@@ -85,6 +85,7 @@ def test_a_model_is_served_until_it_is_told_to_end(model_folder: Path) -> None:
         assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_sigterm_lets_streams_end_and_refuses_what_comes_after(model_folder: Path) -> None:
     with served(model_folder, "--port", "0", "--drain-timeout", "120") as (process, line):
         url = line.split()[-1]
@@ -112,6 +113,7 @@ def test_sigterm_lets_streams_end_and_refuses_what_comes_after(model_folder: Pat
         assert process.wait(20) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["timeout", "second signal"])
 def test_what_does_not_end_in_time_is_told_so(model_folder: Path, how: str) -> None:
     timeout = "0.1" if how == "timeout" else "3600"

@@ -16,7 +16,7 @@ from palestra.rollout import ChatFormat, Limits, Recorder, read_episodes
 from palestra.rollout.policy import TokenPolicy
 from palestra.rollout.serving.app import Served, build_app
 from palestra.rollout.serving.gateway import Gateway
-from palestra.rollout.serving.gateway_routes import episode_routes, session_routes
+from palestra.rollout.serving.gateway_routes import episode_routes
 from palestra.rollout.serving.model_replier import ModelReplier
 from palestra.rollout.serving.remote_episodes import RemoteEpisodes
 from palestra.tools import Tool
@@ -61,11 +61,12 @@ def serving(make_engine: Any, chat_format: ChatFormat, add: Tool, tmp_path: Path
             model = ModelReplier(policy.engine, chat_format, models=("tiny",))
             find = gateway.beside(lambda request: model) if beside_model else gateway.find_replier
             served = Served(
-                find_replier=find, models=("tiny",), context_length=gateway.context_length
+                find_replier=find,
+                find_session=gateway.find_replier,
+                models=("tiny",),
+                context_length=gateway.context_length,
             )
-            app = build_app(
-                served, [session_routes(gateway.find_replier), episode_routes(episodes)]
-            )
+            app = build_app(served, [episode_routes(episodes)])
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
                 yield client
