@@ -70,7 +70,11 @@ class Preparer:
             if len(self._schemas) > _MAX_SCHEMAS:
                 self._schemas.clear()
             # The entry keeps the tool alive, so that its id stays its own.
-            known = self._schemas[id(tool)] = (tool, self.marker.mark_all(tool, tags=True))
+            marked = self.marker.mark_all(tool, tags=True)
+            # Clients may leave these out; templates print them.
+            marked["function"].setdefault("description", "")
+            marked["function"].setdefault("parameters", {"type": "object", "properties": {}})
+            known = self._schemas[id(tool)] = (tool, marked)
         return known[1]
 
     def _said(self, message: Message, role: Any, *, first: bool) -> Message:

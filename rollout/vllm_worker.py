@@ -147,10 +147,14 @@ class FolderLoader:
 
     def _renew_tied_head(self) -> None:
         # On a CPU the head computes with a packed copy of the embedding, made when the server
-        # started; vLLM's layerwise reload (0.32) renews the embedding and leaves the copy.
+        # started; vLLM's layerwise reload (0.32) leaves it, and packs another for the embedding,
+        # which never uses it. To pack a third would take a fifth of a reload.
         for head, embedding in self._tied_heads():
             head.weight = embedding.weight
-            head.quant_method.process_weights_after_loading(head)
+            if hasattr(embedding, "cpu_linear"):
+                head.cpu_linear = embedding.cpu_linear
+            else:
+                head.quant_method.process_weights_after_loading(head)
 
     def _optional_names(self) -> frozenset[str]:
         return frozenset({"lm_head.weight"} if self._is_tied() else ())

@@ -21,14 +21,6 @@ from palestra.types import Message
 _ISSUED = re.compile(r"(call_[0-9]+|[A-Za-z0-9]{9})-[0-9a-f]{12}")
 
 
-def issue(message: Message) -> Message:
-    """The assistant's message as a client gets it: its calls have unique ids."""
-    calls = message.get("tool_calls")
-    if not calls:
-        return message
-    return {**message, "tool_calls": [{**call, "id": _issue(call["id"])} for call in calls]}
-
-
 @dataclass(slots=True)
 class IssuedIds:
     """Gives the calls in the deltas of one or more replies unique ids, and their messages the same.

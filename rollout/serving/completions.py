@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from palestra.rollout.serving.api_error import ApiError
-from palestra.rollout.serving.chat_request import MAX_REPLIES, SamplingFields, refuse_all_but
 from palestra.rollout.serving.event_stream import EventStream, while_connected
 from palestra.rollout.serving.json_route import JsonRoute
 from palestra.rollout.serving.openai_answers import (
@@ -30,6 +29,7 @@ from palestra.rollout.serving.openai_answers import (
 from palestra.rollout.serving.ready_together import ready_together
 from palestra.rollout.serving.reply import ReplyDelta, TokenLogprob
 from palestra.rollout.serving.request_fields import NO_TOKEN_LIMIT, Unsupported
+from palestra.rollout.serving.sampling_fields import MAX_REPLIES, SamplingFields, refuse_all_but
 from palestra.rollout.serving.text_completer import TextCompleter, TextRequest
 
 _DEFAULT_MAX_TOKENS = 16

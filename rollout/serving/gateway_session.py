@@ -18,8 +18,8 @@ from palestra.rollout.episode import Limits
 from palestra.rollout.serving.api_error import ApiError, of_engine
 from palestra.rollout.serving.call_ids import IssuedIds, restore
 from palestra.rollout.serving.conversations import Conversations, KnownPrompt, same_messages
-from palestra.rollout.serving.generation import sample_replies
 from palestra.rollout.serving.reply import ReplyDelta, ReplyEnd, ReplyRequest
+from palestra.rollout.serving.sampled_replies import sample_replies
 from palestra.rollout.serving.wrong_calls import find_wrong_calls
 from palestra.types import Failure, Message, Sampling, ToolSchema, Turn
 
@@ -230,7 +230,10 @@ class GatewaySession:
         turn = replace(
             end.turn,
             parent=parent,
-            tool_results=find_wrong_calls(end.turn.message, admitted.request.tools),
+            # What clients are told of a malformed call is its text; the ids still say what it was.
+            tool_results=find_wrong_calls(
+                self._chat_format.parse(end.turn.completion_ids), admitted.request.tools
+            ),
             timings={"generate": seconds},
         )
         messages = tuple(known.messages)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from palestra.rollout.serving.api_error import of_engine
 from palestra.rollout.serving.call_ids import IssuedIds, restore
 from palestra.rollout.serving.conversations import Conversations
-from palestra.rollout.serving.generation import sample_replies
 from palestra.rollout.serving.reply import ReplyDelta, ReplyRequest
+from palestra.rollout.serving.sampled_replies import sample_replies
 
 if TYPE_CHECKING:
     from palestra.rollout.chat_format import ChatFormat

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palestra.rollout.serving.api_error import ApiError
-from palestra.rollout.serving.call_ids import IssuedIds, issue, restore
+from palestra.rollout.serving.call_ids import IssuedIds, restore
 from palestra.rollout.serving.reply import CallDelta, ReplyDelta, ReplyEnd
 from palestra.types import Message, Turn
 
@@ -26,6 +26,18 @@ def calling(*ids: str, names: str = "fgh") -> Message:
 
 def result(call_id: str, content: str = "42", **fields: str) -> Message:
     return {"role": "tool", "tool_call_id": call_id, "content": content, **fields}
+
+
+def issue(message: Message) -> Message:
+    """The message as a client gets it at the end of a reply."""
+    calls = tuple(
+        CallDelta(index=index, id=call["id"])
+        for index, call in enumerate(message.get("tool_calls", ()))
+    )
+    end = ReplyEnd(finish_reason="stop", message=message, turn=Turn(message=message))
+    delta = IssuedIds().rename(ReplyDelta(choice=0, calls=calls, end=end))
+    assert delta.end is not None
+    return delta.end.message
 
 
 def ids_of(message: Message) -> list[str]:

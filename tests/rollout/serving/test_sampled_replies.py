@@ -16,9 +16,9 @@ from palestra.rollout.engine import Piece
 from palestra.rollout.engine_errors import ConnectionLost, ContextOverflow, RequestFailed
 from palestra.rollout.serving.api_error import ApiError
 from palestra.rollout.serving.conversations import KnownPrompt
-from palestra.rollout.serving.generation import sample_replies
 from palestra.rollout.serving.model_replier import ModelReplier
 from palestra.rollout.serving.reply import ReplyDelta, ReplyEnd, ReplyRequest
+from palestra.rollout.serving.sampled_replies import sample_replies
 from palestra.trainer.tiny import train_tokenizer
 from palestra.types import Completion, Message, Sampling, ToolSchema, VersionSpan
 
