@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from palestra.rollout.engine import Engine
+from palestra.rollout.engine import Engine, Piece
 from palestra.rollout.engine_errors import ContextOverflow, UnknownToken
 from palestra.rollout.serving.api_error import ApiError, of_engine
 from palestra.rollout.serving.merged import merged
-from palestra.rollout.serving.reply import ReplyDelta, ReplyEnd, TokenLogprob
-from palestra.rollout.serving.text_scan import StopSearch
+from palestra.rollout.serving.reply import ReplyDelta, ReplyEnd
+from palestra.rollout.serving.token_text import TokenText
 from palestra.rollout.token_bytes import TokenBytes
 from palestra.types import Sampling, Turn
-
-_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,8 +69,10 @@ class TextCompleter:
             )
             raise _of_engine(overflow)
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        text = _Text(
-            self._token_bytes, request.stop, wants_logprobs=request.top_logprobs is not None
+        text = TokenText(
+            self._token_bytes,
+            stop=request.stop,
+            wants_logprobs=request.top_logprobs is not None,
         )
         ids: list[int] = []
         logprobs: list[float] = []
@@ -86,17 +84,11 @@ class TextCompleter:
                     ids += piece.ids
                     logprobs += piece.logprobs
                     stop_reason = piece.stop_reason or stop_reason
-                    told = piece.ids[:-1] if piece.stop_reason == "stop" else piece.ids
-                    for place, token_id in enumerate(told):
-                        top = piece.top_logprobs[place] if piece.top_logprobs else ()
-                        text.push(token_id, piece.logprobs[place], top)
-                        if text.has_ended:
-                            break
-                    if text.has_ended or piece.stop_reason is not None:
-                        break
-                    content, tokens = text.take()
+                    content, tokens = text.push(_without_end(piece)), text.take_tokens()
                     if content or tokens:
                         yield ReplyDelta(choice=choice, content=content, tokens=tokens)
+                    if text.stop_string is not None or piece.stop_reason is not None:
+                        break
         except Exception as error:
             raise error if isinstance(error, ApiError) else _of_engine(error) from error
         turn = Turn(
@@ -106,72 +98,29 @@ class TextCompleter:
             logprobs=tuple(logprobs),
             sampling=sampling,
         )
-        content, tokens = text.finish()
+        has_stopped = text.stop_string is not None or stop_reason == "stop"
         yield ReplyDelta(
             choice=choice,
-            content=content,
-            tokens=tokens,
+            content=text.finish(),
+            tokens=text.take_tokens(),
             end=ReplyEnd(
-                finish_reason="stop" if text.has_ended or stop_reason == "stop" else "length",
+                finish_reason="stop" if has_stopped else "length",
                 message={},
                 turn=turn,
             ),
         )
 
 
-class _Text:
-    """Tokens as text: whole characters, none that a stop string may yet claim."""
-
-    def __init__(
-        self, token_bytes: TokenBytes, stop: Sequence[str], *, wants_logprobs: bool
-    ) -> None:
-        self._token_bytes = token_bytes
-        self._utf8 = _Utf8Decoder("replace")
-        self._stop = StopSearch(stop)
-        self._wants_logprobs = wants_logprobs
-        self._tokens: deque[tuple[int, TokenLogprob]] = deque()  # untold, with where each begins
-        self._decoded = self._told = 0  # characters
-        self._free: list[str] = []
-
-    @property
-    def has_ended(self) -> bool:
-        return self._stop.found is not None
-
-    def push(self, token_id: int, logprob: float, top: Sequence[tuple[int, float]]) -> None:
-        if self._wants_logprobs:
-            token = replace(
-                self._token(token_id, logprob), top=tuple(self._token(*other) for other in top)
-            )
-            self._tokens.append((self._decoded, token))
-        self._add(self._utf8.decode(self._token_bytes[token_id]))
-
-    def take(self) -> tuple[str, tuple[TokenLogprob, ...]]:
-        """The text that is certain, and the tokens that begin in it."""
-        text = "".join(self._free)
-        self._free.clear()
-        self._told += len(text)
-        tokens = []
-        while self._tokens and self._tokens[0][0] < self._told:
-            tokens.append(self._tokens.popleft()[1])
-        return text, tuple(tokens)
-
-    def finish(self) -> tuple[str, tuple[TokenLogprob, ...]]:
-        """What was held back."""
-        if not self.has_ended:
-            self._add(self._utf8.decode(b"", final=True))
-            self._free.append(self._stop.flush())
-        text, tokens = self.take()
-        if not self.has_ended:  # and those that have no text
-            tokens += tuple(token for _, token in self._tokens)
-        return text, tokens
-
-    def _add(self, text: str) -> None:
-        self._decoded += len(text)
-        self._free.append(self._stop.push(text))
-
-    def _token(self, token_id: int, logprob: float) -> TokenLogprob:
-        data = self._token_bytes[token_id]
-        return TokenLogprob(text=data.decode(errors="replace"), bytes=data, logprob=logprob)
+def _without_end(piece: Piece) -> Piece:
+    """The piece without the token that ends the text, which is its last where it was sampled."""
+    if piece.stop_reason != "stop":
+        return piece
+    return replace(
+        piece,
+        ids=piece.ids[:-1],
+        logprobs=piece.logprobs[:-1],
+        top_logprobs=piece.top_logprobs[:-1],
+    )
 
 
 def _of_engine(error: Exception) -> ApiError:
