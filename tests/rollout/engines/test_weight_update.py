@@ -25,6 +25,8 @@ from palestra.trainer.probe import make_probe
 from palestra.types import Completion, Sampling, VersionSpan
 
 PROMPT = tuple(range(5, 45))
+# Long enough that no generation ends while a busy machine keeps the update waiting.
+LENGTH = 900
 
 
 class Weights:
@@ -125,20 +127,25 @@ def test_greedy_output_is_that_of_the_new_weights_and_then_of_the_old_again(
 async def update_in_the_middle(
     engine: VLLMEngine, version: int, weights: Weights, temperature: float, **how: Any
 ) -> list[Completion]:
-    """Completions during which the weights were changed."""
-    generations = [
-        asyncio.create_task(
-            engine.generate((*PROMPT, n), Sampling(temperature=temperature, max_tokens=400, seed=n))
+    """Completions during which the weights were changed: all have their first tokens by then."""
+    begun = [asyncio.Event() for _ in range(3)]
+
+    async def sample(n: int) -> Completion:
+        sampling = Sampling(temperature=temperature, max_tokens=LENGTH, seed=n)
+        pieces = []
+        async for piece in engine.stream((*PROMPT, n), sampling):
+            pieces.append(piece)
+            begun[n].set()
+        assert pieces[-1].stop_reason is not None
+        return Completion(
+            ids=tuple(token for piece in pieces for token in piece.ids),
+            logprobs=tuple(logprob for piece in pieces for logprob in piece.logprobs),
+            stop_reason=pieces[-1].stop_reason,
+            version_spans=pieces[-1].version_spans,
         )
-        for n in range(3)
-    ]
-    while True:  # until all of them have their first tokens
-        metrics = str(await engine.control.get("/metrics", timeout_s=10))
-        running = [line for line in metrics.splitlines() if "num_requests_running{" in line]
-        if sum(float(line.rsplit(" ", 1)[1]) for line in running) == 3:
-            break
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
+
+    generations = [asyncio.create_task(sample(n)) for n in range(3)]
+    await asyncio.gather(*(event.wait() for event in begun))
     await engine.update_weights(version, weights.folder, probe=weights.probe, **how)
     return await asyncio.gather(*generations)
 
@@ -155,9 +162,9 @@ def test_tokens_before_a_live_update_are_the_old_weights_and_those_after_it_the_
     for n, completion in enumerate(asyncio.run(run())):
         before, after = completion.version_spans
         switch = before.end
-        assert 0 < switch < 400
+        assert 0 < switch < LENGTH
         assert before == recomputed(10, 0, switch)
-        assert after == recomputed(11, switch, 400)
+        assert after == recomputed(11, switch, LENGTH)
         found = torch.tensor(completion.logprobs)
         under_old = old.logprobs((*PROMPT, n), completion.ids, temperature)
         under_new = new.logprobs((*PROMPT, n), completion.ids, temperature)
@@ -181,7 +188,7 @@ def test_kept_keys_are_the_old_weights_and_the_new_ones_attend_to_them(
         before, after = completion.version_spans
         switch = before.end
         assert before == recomputed(20, 0, switch)
-        assert after == VersionSpan(version=21, start=switch, end=400, kv_after_update="keep")
+        assert after == VersionSpan(version=21, start=switch, end=LENGTH, kv_after_update="keep")
         # The last token of the old weights was sampled but not fed yet.
         fed = torch.tensor([[*PROMPT, n, *completion.ids[: switch - 1]]])
         rest = torch.tensor([completion.ids[switch - 1 :]])
@@ -202,7 +209,7 @@ def test_mode_wait_lets_generations_end_with_the_weights_they_began_with(
             return await update_in_the_middle(engine, 31, new, 1.0)
 
     for n, completion in enumerate(asyncio.run(run())):
-        assert completion.version_spans == (recomputed(30, 0, 400),)
+        assert completion.version_spans == (recomputed(30, 0, LENGTH),)
         assert completion.stop_reason == "length"
         error = torch.tensor(completion.logprobs) - old.logprobs((*PROMPT, n), completion.ids)
         assert error.abs().max() < 1e-3
@@ -218,7 +225,7 @@ def test_mode_abort_ends_generations_with_what_they_have(
 
     for n, completion in enumerate(asyncio.run(run())):
         assert completion.stop_reason == "abort"
-        assert 0 < len(completion.ids) < 400
+        assert 0 < len(completion.ids) < LENGTH
         (span,) = completion.version_spans
         assert span == recomputed(40, 0, len(completion.ids))
         error = torch.tensor(completion.logprobs) - old.logprobs((*PROMPT, n), completion.ids)
