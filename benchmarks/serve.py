@@ -126,7 +126,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: bytes) -> dict[str
 
 async def first_token_s(url: str, questions: list[str]) -> float:
     """The median over one request after another."""
-    seen = []
+    seen: list[float] = []
     async with aiohttp.ClientSession() as session:
         for question in questions:
             answer = await ask(session, url, chat_body(question, stream=True, tokens=4))
