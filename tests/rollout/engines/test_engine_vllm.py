@@ -323,17 +323,16 @@ def test_cancelling_frees_the_engine(vllm_server: ServerProcess, endpoint: Endpo
             sampling = Sampling(max_tokens=900)
             tasks = [asyncio.create_task(engine.generate(PROMPT, sampling)) for _ in range(24)]
             await running_is(engine, *range(8, 25))  # some may have ended
-            for task in tasks:
-                task.cancel()
+            cut = [task for task in tasks if task.cancel()]
             await asyncio.gather(*tasks, return_exceptions=True)
             # One that takes as long as they would have tells whether they have gone before it.
             late = asyncio.create_task(engine.generate(PROMPT, sampling))
             await running_is(engine, 1)
             assert not late.done()
             await late
-            return [task.cancelled() for task in tasks]
+            return [task.cancelled() for task in cut]
 
-    assert asyncio.run(run()) == [True] * 24
+    assert set(asyncio.run(run())) == {True}
 
 
 # --- what is refused
