@@ -67,7 +67,8 @@ def test_a_stream_has_the_log_probabilities_of_what_was_sampled(
         order = logprobs_V.argsort(descending=True)
         if sampling.top_k:
             order = order[: sampling.top_k]
-            kept = (logprobs_V[order] - logprobs_V[order].logsumexp(0)).exp()
+            # Its top-p is of all the probability, not of what top-k left.
+            kept = logprobs_V[order].exp()
             order = order[kept.cumsum(0) - kept < sampling.top_p]
         total = logprobs_V[order].logsumexp(0)
         expected = (logprobs_V[order[:8]] - total).tolist()
