@@ -124,15 +124,16 @@ async def ask(session: aiohttp.ClientSession, url: str, body: bytes) -> dict[str
     return answer
 
 
-async def first_token_s(url: str, questions: list[str]) -> float:
-    """The median over one request after another."""
-    seen: list[float] = []
+async def first_tokens_s(urls: dict[str, str], questions: list[str]) -> dict[str, float]:
+    """Medians over one request after another, to each address in turn."""
+    seen: dict[str, list[float]] = {key: [] for key in urls}
     async with aiohttp.ClientSession() as session:
-        for question in questions:
-            answer = await ask(session, url, chat_body(question, stream=True, tokens=4))
+        for number, question in enumerate(questions):
+            key = list(urls)[number % len(urls)]
+            answer = await ask(session, urls[key], chat_body(question, stream=True, tokens=4))
             if "first_s" in answer:  # a reply may be empty
-                seen.append(answer["first_s"])
-    return statistics.median(seen)
+                seen[key].append(answer["first_s"])
+    return {key: statistics.median(times) for key, times in seen.items()}
 
 
 async def tokens_per_s(url: str, questions: list[str], *, stream: bool) -> tuple[float, int]:
@@ -158,12 +159,14 @@ async def tokens_per_s(url: str, questions: list[str], *, stream: bool) -> tuple
 
 
 async def measure_speed(quick: bool) -> dict[str, float]:
-    rounds, first, load = (2, 8, 32) if quick else (5, 24, 64)
+    rounds, first, load = (2, 24, 32) if quick else (5, 24, 64)
     numbers = iter(range(10**6))
 
     def questions(count: int) -> list[str]:
         """New ones: neither side finds another's prompts in the cache."""
-        return [f"({next(numbers):05}) Tell me a story about a wrestler. " * 4 for _ in range(count)]
+        return [
+            f"({next(numbers):05}) Tell me a story about a wrestler. " * 4 for _ in range(count)
+        ]
 
     with tempfile.TemporaryDirectory(prefix="palestra-serve-") as name:
         try:
@@ -176,10 +179,9 @@ async def measure_speed(quick: bool) -> dict[str, float]:
             for url in (bare, ours):
                 await tokens_per_s(url, questions(4), stream=True)  # both are warm
             for _ in range(rounds):
-                for key, url in (("bare", bare), ("ours", ours)):
-                    seen.setdefault(f"first_{key}", []).append(
-                        await first_token_s(url, questions(first))
-                    )
+                firsts = await first_tokens_s({"bare": bare, "ours": ours}, questions(2 * first))
+                for key, first_s in firsts.items():
+                    seen.setdefault(f"first_{key}", []).append(first_s)
                 for stream in (True, False):
                     asked = [questions(load), questions(load)]
                     prompts = []
