@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from palestra.rollout.serving.chat_request import ChatRequest
-from palestra.rollout.serving.event_stream import EventStream, while_connected
+from palestra.rollout.serving.event_stream import EventStream
 from palestra.rollout.serving.find_replier import FindReplier, require_model
 from palestra.rollout.serving.json_route import JsonRoute
 from palestra.rollout.serving.openai_answers import (
@@ -28,6 +28,7 @@ from palestra.rollout.serving.openai_answers import (
 )
 from palestra.rollout.serving.ready_together import ready_together
 from palestra.rollout.serving.reply import ReplyDelta, TokenLogprob
+from palestra.rollout.serving.whole_reply import whole_reply
 
 
 def routes(find_replier: FindReplier) -> APIRouter:
@@ -40,24 +41,22 @@ def routes(find_replier: FindReplier) -> APIRouter:
         replier = find_replier(request)
         require_model(replier, body.model)
         wants_usage = body.wants_usage
-        deltas = replier.reply(body.reply_request(), stream=bool(body.stream))
+        wanted = body.reply_request()
         if body.stream:
-            events = _Events(body.model, wants_usage).of(deltas)
+            events = _Events(body.model, wants_usage).of(replier.reply(wanted, stream=True))
             return EventStream(events, error_event=error_event)
-        answer = await while_connected(request.receive, _collect(deltas, body.model))
-        return json_answer(answer)
+        return json_answer(_answer(await whole_reply(replier, wanted, request), body.model))
 
     return router
 
 
-async def _collect(deltas: AsyncGenerator[ReplyDelta, None], model: str) -> dict[str, Any]:
+def _answer(deltas: Sequence[ReplyDelta], model: str) -> dict[str, Any]:
     """The whole answer."""
     choices: dict[int, _Choice] = {}
     usage = UsageCount()
-    async with aclosing(deltas):
-        async for delta in deltas:
-            choices.setdefault(delta.choice, _Choice()).add(delta)
-            usage.add(delta)
+    for delta in deltas:
+        choices.setdefault(delta.choice, _Choice()).add(delta)
+        usage.add(delta)
     return {
         "id": _new_id(),
         "object": "chat.completion",

@@ -13,7 +13,7 @@ from palestra.rollout.serving.reply import Replier, ReplyDelta, ReplyEnd, ReplyR
 async def whole_reply(
     replier: Replier, wanted: ReplyRequest, request: Request, *, in_pieces: bool = False
 ) -> list[ReplyDelta]:
-    """All deltas of a reply: one, unless it is asked for `in_pieces`.
+    """All deltas of a request: one for each reply, unless they are asked for `in_pieces`.
 
     The generation is cancelled when the client of `request` leaves. Raises ApiError.
     """

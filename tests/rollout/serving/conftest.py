@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from palestra.rollout.serving.reply import (
 )
 from palestra.rollout.serving.text_completer import TextCompleter
 from palestra.tools import calculator
+from palestra.trainer.load import save_policy
 from palestra.trainer.tiny import build_policy
 from palestra.types import Message, Turn
 
@@ -224,3 +226,12 @@ def tiny_url(tiny: Tiny) -> Iterator[str]:
     )
     with _serve_app(app) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    conversation = [{"role": "user", "content": "1 + 2"}, {"role": "assistant", "content": "3"}]
+    model, tokenizer = build_policy([(conversation, [calculator.schema()])])
+    save_policy(model, tokenizer, ChatFormat.from_tokenizer(tokenizer), folder)
+    return folder

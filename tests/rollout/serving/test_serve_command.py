@@ -17,21 +17,7 @@ import httpx
 import openai
 import pytest
 
-from palestra.rollout import ChatFormat
-from palestra.tools import calculator
-from palestra.trainer.load import save_policy
-from palestra.trainer.tiny import build_policy
-
 COMMAND = str(Path(sys.executable).parent / "palestra")
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    conversation = [{"role": "user", "content": "1 + 2"}, {"role": "assistant", "content": "3"}]
-    model, tokenizer = build_policy([(conversation, [calculator.schema()])])
-    save_policy(model, tokenizer, ChatFormat.from_tokenizer(tokenizer), folder)
-    return folder
 
 
 @contextmanager

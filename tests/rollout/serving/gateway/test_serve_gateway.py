@@ -10,25 +10,12 @@ from pathlib import Path
 
 import httpx
 import openai
-import pytest
 
-from palestra.rollout import ChatFormat, read_episodes
-from palestra.tools import calculator
-from palestra.trainer.load import save_policy
-from palestra.trainer.tiny import build_policy
+from palestra.rollout import read_episodes
 from palestra.types import Outcome
 
 COMMAND = str(Path(sys.executable).parent / "palestra")
 KEY = "a-key-of-the-server"
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gateway") / "tiny"
-    conversation = [{"role": "user", "content": "1 + 2"}, {"role": "assistant", "content": "3"}]
-    model, tokenizer = build_policy([(conversation, [calculator.schema()])])
-    save_policy(model, tokenizer, ChatFormat.from_tokenizer(tokenizer), folder)
-    return folder
 
 
 def test_an_agent_elsewhere_plays_an_episode_and_it_is_recorded(
