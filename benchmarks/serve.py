@@ -7,7 +7,8 @@ from the request to the first text. Throughput: tokens per second of 16 clients,
 
 **Soak** (`--part soak`). 256 clients, half of them streaming, each sending its next request when
 the last is answered, against a tiny model; no answer may be an error. Memory is that of palestra's
-process after a first minute and at the end.
+process, in ten equal parts of the time: what it remembers of conversations is bounded and full well
+before the middle, so that it grows until then, and from the middle on shall not.
 """
 
 from __future__ import annotations
@@ -227,10 +228,11 @@ async def measure_soak(quick: bool) -> dict[str, float]:
                         print(f"{type(error).__name__}: {error}", file=sys.stderr)
 
             async def weigh() -> None:
-                await asyncio.sleep(seconds / 5)
-                sizes.append(rss_mb(pid))
-                await asyncio.sleep(end - time.monotonic())
-                sizes.append(rss_mb(pid))
+                for left in range(9, -1, -1):
+                    await asyncio.sleep(end - left * seconds / 10 - time.monotonic())
+                    sizes.append(rss_mb(pid))
+                    answers = outcomes["answered"]
+                    print(f"{len(sizes)}0% of the time: {answers} answers, {sizes[-1]:.1f} MB")
 
             connector = aiohttp.TCPConnector(limit=0)
             timeout = aiohttp.ClientTimeout(total=300)
@@ -241,8 +243,8 @@ async def measure_soak(quick: bool) -> dict[str, float]:
         "soak_s": seconds,
         "soak_answered": outcomes.pop("answered"),
         "soak_errors": outcomes.total(),
-        "soak_memory_mb": round(sizes[-1], 1),
-        "soak_growth_mb": round(sizes[-1] - sizes[0], 1),
+        **{f"soak_memory_{n}0_percent_mb": round(mb, 1) for n, mb in enumerate(sizes, start=1)},
+        "soak_growth_mb": round(sizes[-1] - sizes[4], 1),
     }
 
 

@@ -52,6 +52,7 @@ class ServeOptions:
     engine: Literal["hf", "vllm", "sglang"] = "hf"
     engine_urls: tuple[str, ...] = ()
     engine_python: str | None = None
+    engine_args: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
     names: tuple[str, ...] = ()
@@ -84,8 +85,11 @@ def run_serve(options: ServeOptions) -> int:
     keys = _read_keys(options)
     if (options.gateway is None) != (options.record is None):
         raise ValueError("--gateway ENV and --record FILE belong together: give both")
-    if options.engine_urls and options.engine == "hf":
-        raise ValueError("--engine-url is for servers: add --engine vllm or --engine sglang")
+    for given, name in ((options.engine_urls, "url"), (options.engine_args, "arg")):
+        if given and options.engine == "hf":
+            raise ValueError(
+                f"--engine-{name} is for servers: add --engine vllm or --engine sglang"
+            )
     bound = bind(options.host, options.port)
     with bound:
         folder = find_model_folder(options.model)
@@ -158,6 +162,7 @@ async def _open(options: ServeOptions, folder: Path, tokenizer: PreTrainedTokeni
                 dtype=options.dtype,
                 urls=options.engine_urls,
                 python=options.engine_python,
+                extra_args=options.engine_args,
             )
         )
     from palestra.rollout.engine_hf import HFEngine

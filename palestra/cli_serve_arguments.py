@@ -28,6 +28,14 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine-python", metavar="PATH", help="the interpreter that has vLLM or SGLang"
     )
+    parser.add_argument(
+        "--engine-arg",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="for the server's own command line, as --engine-arg=--tensor-parallel-size=2; "
+        "may be repeated",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
     parser.add_argument(
         "--port", type=PORT, default=8000, help="default: 8000; 0 takes one that is free"
@@ -128,6 +136,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
             engine=arguments.engine,
             engine_urls=tuple(arguments.engine_url),
             engine_python=arguments.engine_python,
+            engine_args=tuple(arguments.engine_arg),
             host=arguments.host,
             port=arguments.port,
             names=tuple(arguments.served_model_name),

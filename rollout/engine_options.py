@@ -14,6 +14,7 @@ class EngineOptions:
     """A served engine for the model in a folder: servers at `urls`, or one that is started.
 
     `python` is the interpreter of the engine's own environment; None finds it (docs/engines.md).
+    `extra_args` are added to the command line of a server that is started.
     `update_mode` says what happens to generations while weights change, `kv_after_update` what
     happens to keys that older weights computed.
     """
@@ -25,6 +26,7 @@ class EngineOptions:
     dtype: str = "float32"
     urls: tuple[str, ...] = ()
     python: str | None = None
+    extra_args: tuple[str, ...] = ()
     update_mode: UpdateMode = "wait"
     kv_after_update: KvAfterUpdate = "recompute"
     log_folder: str | None = None
@@ -38,6 +40,11 @@ async def open_engine(options: EngineOptions) -> Engine:
     """
     from palestra.rollout.router import RoutedEngine
 
+    if options.urls and options.extra_args:
+        raise ValueError(
+            "arguments for the server's command line reach only a server that is started here: "
+            f"start {options.urls[0]} with {' '.join(options.extra_args)} instead"
+        )
     stop_ids = ChatFormat.load(options.model).stop_ids
     opened: list[Engine] = []
     try:
@@ -70,6 +77,7 @@ async def _open_one(options: EngineOptions, url: str | None, stop_ids: frozenset
             **shared,
             dtype=options.dtype,
             python=options.python,
+            extra_args=options.extra_args,
             log_folder=options.log_folder,
         )
     return opened

@@ -99,7 +99,9 @@ def send(connection: Connection, frame: dict[str, Any]) -> None:
 async def _main(connection: Connection) -> None:
     opening = json.loads(connection.recv_bytes())
     sys.path[:] = opening["path"]
-    options = EngineOptions(**{**opening["options"], "urls": tuple(opening["options"]["urls"])})
+    told = opening["options"]
+    lists = {name: tuple(told[name]) for name in ("urls", "extra_args")}
+    options = EngineOptions(**{**told, **lists})
     try:
         engine = await open_engine(options)
     except Exception as error:

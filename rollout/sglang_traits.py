@@ -34,7 +34,8 @@ class ServerTraits:
     """What a server says of itself.
 
     `seeded`: it samples by each request's seed. `max_support`: of how many tokens it tells
-    log-probabilities after top-k and top-p. `model_folder` need not be on this machine.
+    log-probabilities after top-k and top-p. `model_folder` need not be on this machine. Prompts are
+    cached in pages of `page_size` tokens, None where it does not say.
     """
 
     model_folder: Path
@@ -43,6 +44,7 @@ class ServerTraits:
     seeded: bool
     grammar: bool
     max_support: int
+    page_size: int | None
     version: int | None
 
 
@@ -84,6 +86,7 @@ async def read_traits(client: TokenClient, vocab_size: int | None = None) -> Ser
     seeded = bool(server.get("enable_deterministic_inference"))
     if not seeded:
         _log.info("%s ignores seeds: it runs without --enable-deterministic-inference", where)
+    page_size = server.get("page_size")
     return ServerTraits(
         model_folder=folder,
         context_length=longest,
@@ -91,6 +94,7 @@ async def read_traits(client: TokenClient, vocab_size: int | None = None) -> Ser
         seeded=seeded,
         grammar=server.get("grammar_backend") not in _BARREN_BACKENDS,
         max_support=int(server.get("sampling_mask_max_tokens") or _DEFAULT_MAX_SUPPORT),
+        page_size=page_size if isinstance(page_size, int) and page_size > 0 else None,
         version=int(name) if name.isdecimal() else None,
     )
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from palestra.rollout.safetensors_header import Tensors, first_difference, read_
 from palestra.rollout.sglang_senders import DistributedSender, NamedTensors, TensorSender
 from palestra.rollout.sglang_wire import GENERATE, read_scores, score_body
 from palestra.rollout.token_client import TokenClient
-from palestra.rollout.weight_check import require_probe, worst_error
+from palestra.rollout.weight_check import require_probe, shorten_probe, worst_error
 
 Transfer = Literal["tensor", "distributed"]
 
@@ -79,14 +79,23 @@ class SGLangWeights:
     Args:
         gate: what all generations sent to the server pass through.
         served: the folder of the weights that it serves, where it is on this machine.
+        page_size: of its prefix cache, in tokens; None where it does not say.
         timeout_s: for each step; draining takes as long as the longest generation.
     """
 
     def __init__(
-        self, client: TokenClient, gate: Gate, *, served: Path | None, timeout_s: float
+        self,
+        client: TokenClient,
+        gate: Gate,
+        *,
+        served: Path | None,
+        page_size: int | None,
+        timeout_s: float,
     ) -> None:
         self._client = client
         self._gate = gate
+        # A probe reaches past a page and the end that is computed afresh.
+        self._probe_block = None if page_size is None else page_size + _TAIL_TOKENS
         self._timeout_s = timeout_s
         self._lock = asyncio.Lock()
         self._expected: Tensors | None = None
@@ -106,7 +115,8 @@ class SGLangWeights:
             EngineError, TimeoutError: the server failed or did not answer.
         """
         if update.probe is not None:
-            require_probe(update.probe)
+            require_probe(update.probe, self._probe_block)
+            update = replace(update, probe=shorten_probe(update.probe, self._probe_block))
         async with self._lock:
             await self._update(update)
             # Tensors are the trainer's own: they will have changed.

@@ -61,6 +61,9 @@ class StageConfig(BaseModel):
     engine_python: str | None = Field(
         default=None, description="interpreter that has the engine installed; none: it is found"
     )
+    engine_args: list[str] = Field(
+        default_factory=list, description="more of the arguments that a server is started with"
+    )
     update_mode: UpdateMode = Field(
         default="wait", description="generations in progress while a server's weights change"
     )

@@ -85,10 +85,11 @@ class ServedRollouts:
         )
         self._model = model
         self._published: Path | None = None
-        first = Path(self._folder.name) / "first"
+        # What the engine starts with, and starts with again should it die.
+        self._served = Path(self._folder.name) / "served"
         try:
-            save_policy(model, tokenizer, chat_format, first)
-            self._process = RolloutProcess(replace(options, model=str(first)))
+            save_policy(model, tokenizer, chat_format, self._served)
+            self._process = RolloutProcess(replace(options, model=str(self._served)))
         except BaseException:
             self._folder.cleanup()
             raise
@@ -108,7 +109,12 @@ class ServedRollouts:
         await self._process.update_weights(
             version, folder, make_probe(self._model, tolerance=_TOLERANCES[self._model.dtype])
         )
-        # A server that is started again needs the last one; all before it go.
+        # A server that is started again needs the last one; all before it go, the first as well:
+        # they may take up memory.
+        for file in folder.glob("model*"):
+            newest = self._served / f"{file.name}.new"
+            newest.hardlink_to(file)
+            newest.replace(self._served / file.name)
         if self._published is not None and self._published != folder:
             shutil.rmtree(self._published)
         self._published = folder

@@ -121,6 +121,7 @@ def _open_rollouts(
         dtype=config.dtype,
         urls=tuple(config.engine_urls),
         python=config.engine_python,
+        extra_args=tuple(config.engine_args),
         update_mode=config.update_mode,
         kv_after_update=config.kv_after_update,
         log_folder=str(config.out / LOGS),

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gsm8k import HUB
+from process_memory import wait_weighing
 
 HERE = Path(__file__).resolve().parent
 PROBLEMS = {"cpu": 50, "gpu": 1319}  # GSM8K's test set has 1,319
@@ -96,16 +97,16 @@ def run_stage(stage: Stage, log: Path) -> None:
     started = time.perf_counter()
     child = subprocess.Popen(stage.command, env=env)
     try:
-        _, status, usage = os.wait4(child.pid, 0)
+        peak_mb = wait_weighing(child)
     except KeyboardInterrupt:
         child.wait()  # Ctrl-C has reached it, too
         raise SystemExit(130) from None
-    code = os.waitstatus_to_exitcode(status)
+    code = child.returncode
     if code != 0 or not stage.result.exists():
         print(f"{stage.name} failed with status {code}; the next run starts it again")
         raise SystemExit(code or 1)
     seconds = time.perf_counter() - started
-    record = {"stage": stage.name, "seconds": seconds, "peak_mb": usage.ru_maxrss / 1024}
+    record = {"stage": stage.name, "seconds": round(seconds, 1), "peak_mb": round(peak_mb)}
     with open(log, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 

@@ -176,7 +176,7 @@ def test_one_command_runs_every_stage_and_resumes(tmp_path: Path) -> None:
         str(EXAMPLE / "run.py"),
         *("--data", data, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "run")),
         *("--problems", "2", "--sft", "steps=2", "--rl", "steps=1", "tasks_per_step=2"),
-        *("group_size=2", "eval_tasks=1", "micro_batch_tokens=512", *limits),
+        *("group_size=2", "eval_tasks=1", "engine=hf", *limits),
     ]
     first = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert first.returncode == 0, first.stderr

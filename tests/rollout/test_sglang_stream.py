@@ -34,6 +34,7 @@ TRAITS = ServerTraits(
     seeded=False,
     grammar=False,
     max_support=10,
+    page_size=1,
     version=None,
 )
 SAMPLING = Sampling(max_tokens=8)
