@@ -103,20 +103,33 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CallShape:
+    """A tool call as a model writes it: JSON of a schema between two texts."""
+
+    prefix: str
+    json_schema: Mapping[str, Any]
+    suffix: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Structure:
     """What a reply must look like: exactly one of a JSON Schema, literal choices or a regex.
 
-    Its tokens are not the policy's own choice, so they never train.
+    With a schema may go a `call`, which the reply can be instead. The tokens are not the policy's
+    own choice, so they never train.
 
     Raises:
-        ValueError: none or several are given.
+        ValueError: none or several are given, or a call without a schema.
     """
 
     json_schema: Mapping[str, Any] | None = None
     choice: tuple[str, ...] | None = None
     regex: str | None = None
+    call: CallShape | None = None
 
     def __post_init__(self) -> None:
+        if self.call is not None and self.json_schema is None:
+            raise ValueError("a structure with a call needs a json_schema for the other replies")
         given = [name for name in ("json_schema", "choice", "regex") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(
@@ -355,9 +368,13 @@ def _sampling_from_plain(data: dict[str, Any]) -> Sampling:
     structure = data.get("structure")
     if structure is None:
         return Sampling(**data)
-    choice = structure["choice"]
-    choice = None if choice is None else tuple(choice)
-    return Sampling(**{**data, "structure": Structure(**{**structure, "choice": choice})})
+    choice, call = structure["choice"], structure.get("call")
+    plain = {
+        **structure,
+        "choice": None if choice is None else tuple(choice),
+        "call": None if call is None else CallShape(**call),
+    }
+    return Sampling(**{**data, "structure": Structure(**plain)})
 
 
 def _fields(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -48,7 +49,9 @@ class Grammars:
         tokens = self._known_tokens()
         from llguidance import LLMatcher
 
-        if structure.json_schema is not None:
+        if structure.call is not None:
+            text = LLMatcher.grammar_from_lark(self._reply_or_call(structure))
+        elif structure.json_schema is not None:
             text = LLMatcher.grammar_from_json_schema(
                 json.dumps(structure.json_schema), overrides=_JSON_OPTIONS
             )
@@ -59,6 +62,30 @@ class Grammars:
         if matcher.is_error():
             raise ValueError(f"no grammar can be made of the structure: {_first_words(matcher)}")
         return Grammar(matcher, self._vocabulary)
+
+    def _reply_or_call(self, structure: Structure) -> str:
+        """The structure in llguidance's own language."""
+        call = structure.call
+        assert call is not None and structure.json_schema is not None
+        return "\n".join(
+            [
+                "start: reply | call",
+                f"reply: {_json_of(structure.json_schema)}",
+                f"call: {self._literal(call.prefix)} arguments {self._literal(call.suffix)}",
+                f"arguments: {_json_of(call.json_schema)}",
+            ]
+        )
+
+    def _literal(self, text: str) -> str:
+        """A text in which the tokenizer's added tokens are those tokens, not what they spell."""
+        added = self._tokenizer.get_added_vocab()
+        if not added:
+            return json.dumps(text)
+        longest_first = sorted(added, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        return " ".join(
+            f"<[{added[part]}]>" if part in added else json.dumps(part) for part in parts
+        )
 
     def _known_tokens(self) -> Any:
         with self._lock:
@@ -105,6 +132,10 @@ class Grammar:
     def take(self, token: int) -> None:
         """Go on by a token that was allowed."""
         self._matcher.consume_token(token)
+
+
+def _json_of(schema: Mapping[str, Any]) -> str:
+    return f"%json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}"
 
 
 def _first_words(matcher: Any) -> str:

@@ -16,6 +16,7 @@ from palestra.rollout.engine_errors import (
     RequestFailed,
     UnknownToken,
 )
+from palestra.rollout.structural_tag import structural_tag
 from palestra.types import Completion, Sampling, Structure, VersionSpan
 
 GENERATE = "/generate"
@@ -332,6 +333,8 @@ def _checked(logprobs: Any, n_tokens: int) -> tuple[float, ...]:
 
 
 def _structure_fields(structure: Structure) -> dict[str, Any]:
+    if structure.call is not None:
+        return {"structural_tag": structural_tag(structure)}
     if structure.json_schema is not None:
         return {"json_schema": json.dumps(structure.json_schema)}
     if structure.choice is not None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from palestra.rollout.engine import Piece
 from palestra.rollout.engine_errors import BadAnswer, BadLogprobs, UnknownToken
+from palestra.rollout.structural_tag import structural_tag
 from palestra.types import Completion, Sampling, Structure, VersionSpan
 
 # The token endpoint (`--enable-scale-out`) answers with ids alone and says which weights sampled
@@ -261,6 +262,8 @@ def _checked(logprobs: Sequence[Any], n_tokens: int) -> tuple[float, ...]:
 
 
 def _structure_fields(structure: Structure) -> dict[str, Any]:
+    if structure.call is not None:
+        return {"structural_tag": structural_tag(structure)}
     if structure.json_schema is not None:
         return {"json": structure.json_schema}
     if structure.choice is not None:

@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from palestra.types import Episode, Outcome, Sampling, Structure, Task, Turn, VersionSpan
+from palestra.types import CallShape, Episode, Outcome, Sampling, Structure, Task, Turn, VersionSpan
+
+CALL = CallShape(prefix="<call>", json_schema={"type": "object"}, suffix="</call>")
 
 
 def test_a_structure_is_one_thing() -> None:
@@ -10,11 +12,18 @@ def test_a_structure_is_one_thing() -> None:
         Structure()
     with pytest.raises(ValueError, match="got choice and regex"):
         Structure(choice=("yes",), regex="y")
+    with pytest.raises(ValueError, match="a call needs a json_schema"):
+        Structure(regex="y", call=CALL)
 
 
 @pytest.mark.parametrize(
     "structure",
-    [Structure(choice=("yes", "no")), Structure(json_schema={"type": "object"}), None],
+    [
+        Structure(choice=("yes", "no")),
+        Structure(json_schema={"type": "object"}),
+        Structure(json_schema={"type": "object"}, call=CALL),
+        None,
+    ],
 )
 def test_an_episode_with_structured_replies_is_read_back(structure: Structure | None) -> None:
     turn = Turn(message={"role": "assistant"}, sampling=Sampling(structure=structure))

@@ -255,19 +255,13 @@ class ChatRequest(SamplingFields):
         """What repliers answer. Raises ApiError (400) where fields contradict one another."""
         tools = check_tools(self.tools or ())
         choice, name = self._tool_choice({tool["function"]["name"] for tool in tools})
-        structure = self._structure()
-        if structure is not None and tools and choice != "none":
-            raise _contradiction(
-                "response_format",
-                'with tools a reply may be a call, which fits no format: set tool_choice to "none"',
-            )
         return ReplyRequest(
             messages=tuple(message.message() for message in self.messages),
             tools=tools,
             tool_choice=choice,
             tool_name=name,
             parallel_tool_calls=self.parallel_tool_calls is not False,
-            sampling=self.sampling(max_tokens=self._max_tokens(), structure=structure),
+            sampling=self.sampling(max_tokens=self._max_tokens(), structure=self._structure()),
             n=self.n or 1,
             stop=self.stops,
             top_logprobs=self._top_logprobs(),

@@ -225,13 +225,6 @@ def reply_request(body: MessagesRequest) -> ReplyRequest:
         parameters="input_schema",
     )
     tool_choice, tool_name = _tool_choice(body, tools)
-    structure = _structure(body.output_config)
-    if structure and tools and tool_choice != "none":
-        raise _refusal(
-            "output_config.format",
-            "with tools the reply may be a call, which no format fits: set tool_choice to "
-            '{"type": "none"}',
-        )
     return ReplyRequest(
         messages=tuple(_conversation(body)),
         tools=tools,
@@ -243,7 +236,7 @@ def reply_request(body: MessagesRequest) -> ReplyRequest:
             top_p=1.0 if body.top_p is None else body.top_p,
             top_k=body.top_k or 0,
             max_tokens=min(body.max_tokens, NO_TOKEN_LIMIT),
-            structure=structure,
+            structure=_structure(body.output_config),
         ),
         stop=tuple(body.stop_sequences or ()),
     )

@@ -234,12 +234,6 @@ def reply_request(body: ResponsesRequest) -> ReplyRequest:
     """What a request asks of the model. Raises ApiError (400)."""
     tools = check_functions([tool.model_dump(exclude={"type"}) for tool in body.tools or ()])
     tool_choice, tool_name = _tool_choice(body, tools)
-    structure = _structure(body.text)
-    if structure and tools and tool_choice != "none":
-        raise _refusal(
-            "text.format",
-            'with tools the reply may be a call, which no format fits: set tool_choice to "none"',
-        )
     if body.top_logprobs and not wants_logprobs(body):
         raise _refusal("top_logprobs", f'they come only with "{LOGPROBS}" in include')
     return ReplyRequest(
@@ -252,7 +246,7 @@ def reply_request(body: ResponsesRequest) -> ReplyRequest:
             temperature=1.0 if body.temperature is None else body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
             max_tokens=min(body.max_output_tokens or NO_TOKEN_LIMIT, NO_TOKEN_LIMIT),
-            structure=structure,
+            structure=_structure(body.text),
         ),
         top_logprobs=(body.top_logprobs or 0) if wants_logprobs(body) else None,
     )

@@ -12,9 +12,9 @@ from palestra.rollout.engine import Engine, Piece
 from palestra.rollout.engine_errors import BadAnswer
 from palestra.rollout.serving.api_error import ApiError, of_engine
 from palestra.rollout.serving.conversations import KnownPrompt
-from palestra.rollout.serving.forced_call import ForcedCall, force_call
 from palestra.rollout.serving.merged import merged
 from palestra.rollout.serving.reply import ReplyDelta, ReplyEnd, ReplyRequest
+from palestra.rollout.serving.reply_shape import ReplyShape, shape_reply
 from palestra.rollout.serving.sampled_text import SampledText
 from palestra.types import Sampling, Turn, VersionSpan
 
@@ -74,10 +74,10 @@ class _Reply:
         prompt: KnownPrompt,
         choice: int,
     ) -> None:
-        forced = force_call(chat_format, request)
+        shape = shape_reply(chat_format, request)
         self._engine = engine
-        self._prompt_ids = prompt.ids if forced is None else prompt.ids + forced.prefix_ids
-        self._sampling = _sampling(engine, request, self._prompt_ids, forced, choice)
+        self._prompt_ids = prompt.ids if shape is None else prompt.ids + shape.prefix_ids
+        self._sampling = _sampling(engine, request, self._prompt_ids, shape, choice)
         self._top_logprobs = request.top_logprobs or 0
         has_tools = bool(request.tools) and request.tool_choice != "none"
         single_call = has_tools and not request.parallel_tool_calls
@@ -91,7 +91,7 @@ class _Reply:
             wants_logprobs=request.top_logprobs is not None,
             has_tools=has_tools,
             single_call=single_call,
-            forced=forced,
+            shape=shape,
         )
         self._ids: list[int] = []
         self._logprobs: list[float] = []
@@ -178,7 +178,7 @@ def _sampling(
     engine: Engine,
     request: ReplyRequest,
     prompt_ids: Sequence[int],
-    forced: ForcedCall | None,
+    shape: ReplyShape | None,
     choice: int,
 ) -> Sampling:
     """The request's sampling for one of its replies, cut to the room in the context."""
@@ -196,7 +196,7 @@ def _sampling(
         sampling,
         max_tokens=min(sampling.max_tokens, room),
         seed=None if sampling.seed is None else sampling.seed + choice,
-        structure=sampling.structure if forced is None else forced.structure,
+        structure=None if shape is None else shape.structure,
     )
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from palestra.rollout.engine import Piece
-from palestra.rollout.serving.forced_call import ForcedCall
 from palestra.rollout.serving.reply import FinishReason, ReplyDelta
+from palestra.rollout.serving.reply_shape import ReplyShape
 from palestra.rollout.serving.reply_text import ReplyText
 from palestra.rollout.serving.token_text import TokenText
 from palestra.types import Message
@@ -33,8 +33,8 @@ class SampledText:
     The deltas add up to the message of `ChatFormat.parse`, with malformed calls as content (see
     `call_readers`). Without `has_tools` nothing is read as a call. The reply ends before the first
     of the `stop` strings, wherever it stands, and with `single_call` behind its first call:
-    `has_ended` then, and only `count` tokens belong to it. A `forced` call has a prefix and a
-    suffix that were not sampled. With `wants_logprobs` the tokens are told too (see `TokenText`).
+    `has_ended` then, and only `count` tokens belong to it. The prefix and suffix of its `shape`
+    were not sampled. With `wants_logprobs` the tokens are told too (see `TokenText`).
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class SampledText:
         wants_logprobs: bool = False,
         has_tools: bool = True,
         single_call: bool = False,
-        forced: ForcedCall | None = None,
+        shape: ReplyShape | None = None,
     ) -> None:
         self._choice = choice
         self._single_call = single_call
-        self._forced = forced
+        self._shape = shape
         self._tokens = TokenText(
             chat_format.token_bytes,
             stop_ids=chat_format.stop_ids,
@@ -59,7 +59,7 @@ class SampledText:
         )
         form = chat_format.call_format if has_tools else None
         self._reply = ReplyText(form, single_call=single_call)
-        self._reply.push(chat_format.opening + (forced.prefix if forced else ""))
+        self._reply.push(chat_format.opening + (shape.prefix if shape else ""))
 
     @property
     def has_ended(self) -> bool:
@@ -90,8 +90,8 @@ class SampledText:
         """The end, for the engine's `stop_reason`."""
         if not self._reply.is_complete:
             self._reply.push(self._tokens.finish())
-            if self._forced is not None and stop_reason == "stop" and not self.has_ended:
-                self._reply.push(self._forced.suffix)
+            if self._shape is not None and stop_reason == "stop" and not self.has_ended:
+                self._reply.push(self._shape.suffix)
             self._reply.finish()
         message = self._reply.message
         return Ending(

@@ -14,13 +14,13 @@ from palestra.rollout import ChatFormat
 from palestra.rollout.engine_hf import HFEngine
 from palestra.rollout.grammar import Grammars
 from palestra.trainer.tiny import build_model, train_tokenizer
-from palestra.types import Completion, Message, Sampling, Structure
+from palestra.types import CallShape, Completion, Message, Sampling, Structure
 
 CONVERSATION: list[Message] = [
     {"role": "user", "content": "What is 12 + 30? Answer as JSON, please."},
     {"role": "assistant", "content": '{"name": "add", "sum": 42, "sure": true}'},
 ]
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "name": {"enum": ["add", "subtract"]},
@@ -89,6 +89,24 @@ def test_fifty_random_replies_to_a_schema_are_all_valid(engine: HFEngine, tokeni
     for text in said:
         jsonschema.validate(json.loads(text), SCHEMA)
     assert len(set(said)) == 50
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), [("<tool_call>\n", '\n"</tool_call>'), ("", "")])
+def test_a_reply_of_a_schema_may_be_a_call_instead(
+    engine: HFEngine, tokenizer: Any, prefix: str, suffix: str
+) -> None:
+    call = {**SCHEMA, "properties": {**SCHEMA["properties"], "name": {"const": "call"}}}
+    shape = CallShape(prefix=prefix, json_schema=call, suffix=suffix)
+    said = texts(sample(engine, Structure(json_schema=SCHEMA, call=shape), 50), tokenizer)
+    replies = [text for text in said if '"call"' not in text]
+    assert 0 < len(replies) < len(said)
+    for text in said:
+        if text in replies:
+            jsonschema.validate(json.loads(text), SCHEMA)
+        else:
+            assert text.startswith(prefix) and text.endswith(suffix)
+            body = text.removeprefix(prefix).removesuffix(suffix)
+            jsonschema.validate(json.loads(body), call)
 
 
 def test_a_choice_is_one_of_them(engine: HFEngine, tokenizer: Any) -> None:

@@ -26,7 +26,7 @@ from palestra.rollout.server_process import ServerProcess
 from palestra.rollout.token_client import TokenClient
 from palestra.rollout.vllm_wire import Endpoint
 from palestra.tools import Tool
-from palestra.types import Completion, Episode, Sampling, Structure, Task, VersionSpan
+from palestra.types import CallShape, Completion, Episode, Sampling, Structure, Task, VersionSpan
 from palestra.verifiers import number
 
 PROMPT = tuple(range(20, 60))
@@ -300,6 +300,23 @@ def test_a_structure_is_obeyed(
     else:
         assert set(json.loads(text)) == {"sum"}
     assert completion.stop_reason == "stop"
+
+
+@pytest.mark.parametrize("endpoint", ["generate", "completions"])
+@pytest.mark.parametrize("prefix", ["<tool_call>\n", ""])
+def test_a_reply_of_a_schema_may_be_a_call_instead(
+    vllm_server: ServerProcess, chat_format: ChatFormat, prefix: str, endpoint: Endpoint
+) -> None:
+    call = CallShape(prefix=prefix, json_schema={"const": "call"}, suffix=prefix[::-1])
+    structure = Structure(json_schema={"const": 42}, call=call)
+    said = set()
+    for seed in range(12):
+        sampling = Sampling(max_tokens=40, seed=seed, temperature=50.0, structure=structure)
+        stop_ids = chat_format.stop_ids
+        completion = generate(vllm_server, sampling, stop_ids=stop_ids, endpoint=endpoint)
+        assert completion.stop_reason == "stop"
+        said.add(chat_format.text(completion.ids[:-1]))
+    assert said == {"42", f'{prefix}"call"{prefix[::-1]}'}
 
 
 # --- cancellation

@@ -15,6 +15,7 @@ import agents
 import anthropic
 import openai
 import pytest
+from pydantic import BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.models import Model
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
@@ -22,6 +23,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 
 from palestra.rollout import ChatFormat, tool_call
 from palestra.rollout.engine import Piece
+from palestra.rollout.grammar import Grammars
 from palestra.rollout.serving.app import Served, build_app
 from palestra.rollout.serving.model_replier import ModelReplier
 from palestra.tools import calculator, parse_reply
@@ -40,6 +42,20 @@ def reply(prompt: str) -> str:
     return "Adding.\n" + tool_call("add", a=17, b=25) + "\n" + tool_call("add", a=1, b=1)
 
 
+def shaped_reply(prompt: str) -> str:
+    """The same where the result is to be JSON: that, or one call and nothing else."""
+    if "84" in prompt:
+        return '{"product": 84, "sum": 2}'
+    if "42" in prompt:
+        return tool_call("multiply", a=42, b=2)
+    return tool_call("add", a=17, b=25)
+
+
+class Results(BaseModel):
+    product: int
+    sum: int
+
+
 def add(a: int, b: int) -> int:
     """Add two integers."""
     return a + b
@@ -54,7 +70,8 @@ def multiply(a: int, b: int) -> int:
 class SayingEngine:
     """Says what `reply` makes of the prompt's text, tokenized in two halves.
 
-    So its ids are not those of its text: a prompt that extends them was not rendered afresh.
+    So its ids are not those of its text: a prompt that extends them was not rendered afresh. A
+    structure must allow what `shaped_reply` makes of it.
     """
 
     tokenizer: Any
@@ -64,13 +81,22 @@ class SayingEngine:
     said: list[tuple[int, ...]] = field(default_factory=list)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
-        text = reply(self.tokenizer.decode(prompt_ids))
+        prompt = self.tokenizer.decode(prompt_ids)
+        text = shaped_reply(prompt) if sampling.structure else reply(prompt)
         half = len(text) // 2 + 1
         ids = (
             *self.tokenizer.encode(text[:half]),
             *self.tokenizer.encode(text[half:]),
             self.tokenizer.eos_token_id,
         )
+        if sampling.structure:
+            stop_ids = frozenset({self.tokenizer.eos_token_id})
+            grammar = Grammars(self.tokenizer, len(self.tokenizer), stop_ids).compile(
+                sampling.structure
+            )
+            for token in ids:
+                assert grammar.allowed_V()[token]
+                grammar.take(token)
         self.asked.append(tuple(prompt_ids))
         self.said.append(ids)
         spans = (VersionSpan(version=0, start=0, end=len(ids)),)
@@ -161,6 +187,32 @@ def test_openai_agents_runs_its_tool_loop(
 
     with serve_engine() as (url, engine):
         assert asyncio.run(run(url)) == "It is 84, and 2."
+    require_one_conversation(engine)
+
+
+@pytest.mark.parametrize(
+    "model_of", [agents.OpenAIResponsesModel, agents.OpenAIChatCompletionsModel]
+)
+def test_openai_agents_calls_tools_and_then_answers_in_its_output_type(
+    serve_engine: Any, model_of: Callable[..., agents.Model]
+) -> None:
+    async def run(url: str) -> Any:
+        async with openai.AsyncOpenAI(
+            base_url=f"{url}/v1", api_key="none", max_retries=0
+        ) as client:
+            agent = agents.Agent(
+                name="Adder",
+                model=model_of(model="tiny", openai_client=client),
+                tools=[agents.function_tool(add), agents.function_tool(multiply)],
+                output_type=Results,
+            )
+            without_tracing = agents.RunConfig(tracing_disabled=True)
+            return (
+                await agents.Runner.run(agent, QUESTION, run_config=without_tracing)
+            ).final_output
+
+    with serve_engine() as (url, engine):
+        assert asyncio.run(run(url)) == Results(product=84, sum=2)
     require_one_conversation(engine)
 
 

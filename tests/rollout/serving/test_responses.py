@@ -358,7 +358,6 @@ def speechless(serve: Any, scripted: Any) -> Iterator[str]:
             {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": 3}}}},
             "text.format.schema",
         ),
-        ({"text": {"format": {"type": "json_object"}}, "tools": [ADD]}, "text.format"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         (_item(type="item_reference", id="x"), "input[0].type"),
         (_item(role="user", content=[{"type": "input_image"}]), "input[0].content[0].type"),

@@ -25,7 +25,7 @@ from palestra.rollout.server_process import ServerProcess
 from palestra.rollout.sglang_wire import read_completion, read_scores
 from palestra.rollout.token_client import TokenClient
 from palestra.tools import Tool
-from palestra.types import Completion, Episode, Sampling, Structure, Task
+from palestra.types import CallShape, Completion, Episode, Sampling, Structure, Task
 from palestra.verifiers import number
 
 from .conftest import CONTEXT_LENGTH, Weights, wait_until_running
@@ -252,8 +252,15 @@ SCHEMA = {
         ),
         (Structure(regex="[0-9]{2}-[ab]+c"), lambda t: bool(re.fullmatch("[0-9]{2}-[ab]+c", t))),
         (Structure(choice=("7 + 1?", "(no)")), lambda text: text in ("7 + 1?", "(no)")),
+        (
+            Structure(
+                json_schema={"const": 42},
+                call=CallShape(prefix="<c>\n", json_schema={"const": "call"}, suffix="\n</c>"),
+            ),
+            lambda text: text in ("42", '<c>\n"call"\n</c>'),
+        ),
     ],
-    ids=["json_schema", "regex", "choice"],
+    ids=["json_schema", "regex", "choice", "json_schema or call"],
 )
 def test_a_structure_shapes_the_reply(
     sglang_server: ServerProcess, old: Weights, structure: Structure, fits: Callable[[str], bool]

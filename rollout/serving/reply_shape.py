@@ -1,46 +1,66 @@
-"""Replies that must be a tool call: how they begin, what they hold and how they end.
+"""Replies that must have a form: a call, JSON of a schema, or either; how they begin and end.
 
-Behind the prompt stands how the model begins a call, which is context; a JSON schema then leaves it
-one object to write, with the name of a tool and arguments as that tool takes them. A forced reply
-is one call, without thinking.
+A forced call begins behind the prompt with what the model begins one with, which is context; a JSON
+schema then leaves it one object to write, with the name of a tool and arguments as that tool takes
+them. Where a reply has a schema and tools may be called, it is one or the other, a single call. No
+reply of such a form has thinking: where the prompt opens it, it is closed there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from palestra.rollout.serving.api_error import ApiError
 from palestra.rollout.serving.reply import ReplyRequest
-from palestra.types import Structure, ToolSchema
+from palestra.types import CallShape, Structure, ToolSchema
 
 if TYPE_CHECKING:
     from palestra.rollout.chat_format import ChatFormat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ForcedCall:
-    """How a call is forced: `prefix` goes behind the prompt, `suffix` behind what was sampled."""
+class ReplyShape:
+    """`prefix` goes behind the prompt, `suffix` behind what was sampled."""
 
     prefix: str
     prefix_ids: tuple[int, ...]
     structure: Structure
-    suffix: str
+    suffix: str = ""
 
 
-def force_call(chat_format: ChatFormat, request: ReplyRequest) -> ForcedCall | None:
-    """How the request forces a call; None if it does not.
+def shape_reply(chat_format: ChatFormat, request: ReplyRequest) -> ReplyShape | None:
+    """The form that the request wants; None if it leaves it to the model.
 
     Raises:
         ApiError: 400 if there is no tool to call, or none of the name that must be called.
     """
-    if request.tool_choice not in ("required", "function"):
+    tools = _callable_tools(request)
+    structure = request.sampling.structure
+    form = chat_format.call_format
+    prefix = "</think>\n\n" if chat_format.opening else ""
+    suffix = ""
+    if request.tool_choice in ("required", "function"):
+        schema = call_schema(tools, arguments_key=form.arguments_key)
+        prefix, structure, suffix = prefix + form.prefix, Structure(json_schema=schema), form.suffix
+    elif structure is None:
         return None
+    elif tools:
+        schema = call_schema(tools, arguments_key=form.arguments_key)
+        call = CallShape(prefix=form.prefix, json_schema=schema, suffix=form.suffix)
+        structure = replace(structure, call=call)
+    ids = tuple(chat_format.encode_written(prefix)) if prefix else ()
+    return ReplyShape(prefix=prefix, prefix_ids=ids, structure=structure, suffix=suffix)
+
+
+def _callable_tools(request: ReplyRequest) -> tuple[ToolSchema, ...]:
+    if request.tool_choice == "none":
+        return ()
     tools = request.tools
     if request.tool_choice == "function":
         tools = tuple(tool for tool in tools if tool["function"]["name"] == request.tool_name)
-    if not tools:
+    if request.tool_choice != "auto" and not tools:
         missing = f" named {request.tool_name!r}" if request.tool_choice == "function" else ""
         raise ApiError(
             400,
@@ -48,16 +68,7 @@ def force_call(chat_format: ChatFormat, request: ReplyRequest) -> ForcedCall | N
             code="invalid_value",
             param="tool_choice",
         )
-    form = chat_format.call_format
-    thinking = "</think>\n\n" if chat_format.opening else ""
-    prefix = thinking + form.prefix
-    schema = call_schema(tools, arguments_key=form.arguments_key)
-    return ForcedCall(
-        prefix=prefix,
-        prefix_ids=tuple(chat_format.encode_written(prefix)),
-        structure=Structure(json_schema=schema),
-        suffix=form.suffix,
-    )
+    return tools
 
 
 def call_schema(tools: Sequence[ToolSchema], *, arguments_key: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Calls that a reply must make: what they may hold, in every form."""
+"""What a reply must be: a call that its tools take, in every form, JSON of a schema, or either."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from palestra.rollout.call_formats import FORMATS
 from palestra.rollout.chat_format import ChatFormat
 from palestra.rollout.serving.api_error import ApiError
-from palestra.rollout.serving.forced_call import call_schema, force_call
 from palestra.rollout.serving.reply import ReplyRequest
+from palestra.rollout.serving.reply_shape import call_schema, shape_reply
 from palestra.trainer.tiny import CHAT_TEMPLATE, train_tokenizer
-from palestra.types import Sampling, ToolSchema
+from palestra.types import Sampling, Structure, ToolSchema
 
 
 def tool(name: str, parameters: dict[str, Any] | None) -> ToolSchema:
@@ -48,15 +48,37 @@ SELF = {"type": "object", "properties": {"inner": {"$ref": "#"}}, "additionalPro
 TOOLS = (tool("add", NUMBER), tool("walk", TREE), tool("say", WORDS), tool("nest", SELF))
 
 
-def asking(tool_choice: Any, tools: tuple[ToolSchema, ...] = TOOLS, **options: Any) -> ReplyRequest:
-    messages = ({"role": "user", "content": "Add."},)
+ANSWER = {"type": "object", "properties": {"total": {"type": "integer"}}, "required": ["total"]}
+
+
+def asking(
+    tool_choice: Any,
+    tools: tuple[ToolSchema, ...] = TOOLS,
+    *,
+    schema: dict[str, Any] | None = None,
+    tool_name: str | None = None,
+) -> ReplyRequest:
+    structure = None if schema is None else Structure(json_schema=schema)
     return ReplyRequest(
-        messages=messages, tools=tools, tool_choice=tool_choice, sampling=Sampling(), **options
+        messages=({"role": "user", "content": "Add."},),
+        tools=tools,
+        tool_choice=tool_choice,
+        tool_name=tool_name,
+        sampling=Sampling(structure=structure),
     )
 
 
 def chat() -> ChatFormat:
     return ChatFormat.from_tokenizer(train_tokenizer([[{"role": "user", "content": "Add."}]], []))
+
+
+def thinking_chat() -> ChatFormat:
+    tokenizer = train_tokenizer([[{"role": "user", "content": "Add."}]], [])
+    assert "<|im_start|>assistant\n" in CHAT_TEMPLATE.replace("\\n", "\n")
+    tokenizer.chat_template = CHAT_TEMPLATE + "{{ '<think>\\n' if add_generation_prompt else '' }}"
+    chat_format = ChatFormat.from_tokenizer(tokenizer)
+    assert chat_format.opening == "<think>"
+    return chat_format
 
 
 @pytest.mark.parametrize(
@@ -105,12 +127,12 @@ def test_every_form_reads_a_forced_call(form: Any, a: float) -> None:
 
 
 def test_only_a_tool_choice_that_asks_for_it_forces_a_call() -> None:
-    assert force_call(chat(), asking("auto")) is None
-    assert force_call(chat(), asking("none")) is None
+    assert shape_reply(chat(), asking("auto")) is None
+    assert shape_reply(chat(), asking("none")) is None
 
 
 def test_a_forced_call_begins_as_the_model_begins_one() -> None:
-    forced = force_call(chat(), asking("required"))
+    forced = shape_reply(chat(), asking("required"))
     assert forced is not None
     assert (forced.prefix, forced.suffix) == ("<tool_call>\n", "\n</tool_call>")
     assert chat().text(forced.prefix_ids) == forced.prefix
@@ -119,19 +141,39 @@ def test_a_forced_call_begins_as_the_model_begins_one() -> None:
 
 
 def test_a_named_tool_is_the_only_one_that_can_be_called() -> None:
-    forced = force_call(chat(), asking("function", tool_name="add"))
+    forced = shape_reply(chat(), asking("function", tool_name="add"))
     assert forced is not None and forced.structure.json_schema is not None
     assert forced.structure.json_schema["properties"]["name"] == {"const": "add"}
 
 
 def test_where_the_prompt_opens_the_thinking_it_is_closed_first() -> None:
-    tokenizer = train_tokenizer([[{"role": "user", "content": "Add."}]], [])
-    assert "<|im_start|>assistant\n" in CHAT_TEMPLATE.replace("\\n", "\n")
-    tokenizer.chat_template = CHAT_TEMPLATE + "{{ '<think>\\n' if add_generation_prompt else '' }}"
-    thinking = ChatFormat.from_tokenizer(tokenizer)
-    assert thinking.opening == "<think>"
-    forced = force_call(thinking, asking("required"))
+    forced = shape_reply(thinking_chat(), asking("required"))
     assert forced is not None and forced.prefix == "</think>\n\n<tool_call>\n"
+    answer = shape_reply(thinking_chat(), asking("none", schema=ANSWER))
+    assert answer is not None and (answer.prefix, answer.suffix) == ("</think>\n\n", "")
+    assert thinking_chat().text(answer.prefix_ids) == answer.prefix
+
+
+@pytest.mark.parametrize("tools", [TOOLS, ()])
+def test_without_tools_that_may_be_called_a_schema_is_all_that_a_reply_can_be(tools: Any) -> None:
+    answer = shape_reply(chat(), asking("none" if tools else "auto", tools, schema=ANSWER))
+    assert answer is not None and answer.structure == Structure(json_schema=ANSWER)
+    assert (answer.prefix_ids, answer.suffix) == ((), "")
+
+
+def test_with_tools_a_reply_of_a_schema_may_be_a_call_instead() -> None:
+    either = shape_reply(chat(), asking("auto", schema=ANSWER))
+    assert either is not None and (either.prefix_ids, either.suffix) == ((), "")
+    assert either.structure.json_schema == ANSWER
+    call = either.structure.call
+    assert call is not None and (call.prefix, call.suffix) == ("<tool_call>\n", "\n</tool_call>")
+    assert len(call.json_schema["anyOf"]) == len(TOOLS)
+
+
+def test_a_call_that_is_required_comes_before_any_schema() -> None:
+    forced = shape_reply(chat(), asking("required", schema=ANSWER))
+    assert forced is not None and forced.structure.call is None
+    assert forced.structure.json_schema is not None and "anyOf" in forced.structure.json_schema
 
 
 @pytest.mark.parametrize(
@@ -143,5 +185,5 @@ def test_where_the_prompt_opens_the_thinking_it_is_closed_first() -> None:
 )
 def test_a_call_of_no_tool_is_refused(request_: ReplyRequest, complaint: str) -> None:
     with pytest.raises(ApiError, match=complaint) as raised:
-        force_call(chat(), request_)
+        shape_reply(chat(), request_)
     assert (raised.value.status, raised.value.param) == (400, "tool_choice")
