@@ -74,8 +74,12 @@ class RoutedEngine:
 
     @property
     def out_of_service(self) -> Mapping[str, str]:
-        """Why each server that is not used is not used."""
-        return {server.name: server.trouble for server in self._servers if server.trouble}
+        """Why each server that is not used is not used, or answers nothing."""
+        troubles = {
+            server.name: server.trouble or getattr(server.engine, "trouble", "")
+            for server in self._servers
+        }
+        return {name: trouble for name, trouble in troubles.items() if trouble}
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
         """See `Engine`. Raises what the last engine raised, or NoServer."""

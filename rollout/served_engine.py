@@ -72,6 +72,11 @@ class ServedEngine:
         """The process that was started, if it was."""
         return None if self._supervisor is None else self._supervisor.server
 
+    @property
+    def trouble(self) -> str:
+        """Why a server that we started answers nothing at the moment, "" while it runs."""
+        return "" if self._supervisor is None else self._supervisor.trouble
+
     async def aclose(self) -> None:
         """Close the connections and stop a server that we started. May be called more than once."""
         if self._supervisor is not None:

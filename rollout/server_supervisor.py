@@ -35,6 +35,13 @@ class ServerSupervisor:
         self._deaths_in_a_row = 0
         self._task = asyncio.create_task(self._watch())
 
+    @property
+    def trouble(self) -> str:
+        """Why the server answers nothing at the moment, "" while it runs."""
+        if self._given_up is not None:
+            return self._given_up
+        return "" if self._up.is_set() else f"{self.server.name} ended and is started again"
+
     def note_completion(self) -> None:
         """The server works: earlier deaths no longer count against it."""
         self._deaths_in_a_row = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from palestra.rollout import ChatFormat, tool_call
+from palestra.rollout.engine_vllm import VLLMEngine
 from palestra.rollout.server_process import ServerProcess
 from palestra.rollout.vllm_launch import vllm_command, vllm_environment
 from palestra.tools import Tool, parse_reply, tool
@@ -130,3 +132,25 @@ def vllm_server(
     )
     with keep_running(server):
         yield server
+
+
+class ServerCounts:
+    """What a vLLM server itself counts."""
+
+    async def count(self, engine: VLLMEngine, name: str) -> float:
+        """What it counts under a name."""
+        metrics = await engine.control.get("/metrics", timeout_s=10)
+        return sum(map(float, re.findall(rf"^vllm:{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)))
+
+    async def until_idle(self, engine: VLLMEngine) -> float:
+        """Wait until it computes nothing; how many tokens it has sampled so far."""
+        async with asyncio.timeout(60):
+            while await self.count(engine, "num_requests_running"):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        return await self.count(engine, "generation_tokens_total")
+
+
+@pytest.fixture(scope="session")
+def server_counts() -> ServerCounts:
+    """Counts of whichever server an engine is on."""
+    return ServerCounts()

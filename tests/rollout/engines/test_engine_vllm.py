@@ -23,6 +23,7 @@ from palestra.rollout.engine_errors import (
 )
 from palestra.rollout.engine_vllm import VLLMEngine
 from palestra.rollout.server_process import ServerProcess
+from palestra.rollout.serving.reply_shape import call_schema
 from palestra.rollout.token_client import TokenClient
 from palestra.rollout.vllm_wire import Endpoint
 from palestra.tools import Tool
@@ -302,59 +303,44 @@ def test_a_structure_is_obeyed(
     assert completion.stop_reason == "stop"
 
 
-@pytest.mark.parametrize("endpoint", ["generate", "completions"])
-@pytest.mark.parametrize("prefix", ["<tool_call>\n", ""])
 def test_a_reply_of_a_schema_may_be_a_call_instead(
-    vllm_server: ServerProcess, chat_format: ChatFormat, prefix: str, endpoint: Endpoint
+    vllm_server: ServerProcess, chat_format: ChatFormat, add: Tool
 ) -> None:
-    call = CallShape(prefix=prefix, json_schema={"const": "call"}, suffix=prefix[::-1])
-    structure = Structure(json_schema={"const": 42}, call=call)
-    said = set()
-    for seed in range(12):
-        sampling = Sampling(max_tokens=40, seed=seed, temperature=50.0, structure=structure)
-        stop_ids = chat_format.stop_ids
-        completion = generate(vllm_server, sampling, stop_ids=stop_ids, endpoint=endpoint)
-        assert completion.stop_reason == "stop"
-        said.add(chat_format.text(completion.ids[:-1]))
-    assert said == {"42", f'{prefix}"call"{prefix[::-1]}'}
+    form, schema = chat_format.call_format, call_schema([add.schema()], arguments_key="arguments")
+    shape = CallShape(prefix=form.prefix, json_schema=schema, suffix=form.suffix)
+    structure = Structure(json_schema={"type": "integer"}, call=shape)
+    episodes, _ = play(vllm_server, chat_format, [add], structure=structure, temperature=0.0)
+    messages = [turn.message for episode in episodes for turn in episode.turns]
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    answers = [message["content"] for message in messages if "tool_calls" not in message]
+    assert len(calls) > 16 and len(answers) > 8
+    assert not any("error" in call for call in calls)
+    assert all(isinstance(json.loads(answer), int) for answer in answers)
+    assert len(calls) + len(answers) == len(messages)
 
 
 # --- cancellation
 
 
-async def count(engine: VLLMEngine, name: str) -> float:
-    """What the server itself counts under a name."""
-    metrics = await engine.control.get("/metrics", timeout_s=10)
-    return sum(map(float, re.findall(rf"^vllm:{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)))
-
-
-async def until_idle(engine: VLLMEngine) -> None:
-    """Wait until the server computes nothing."""
-    async with asyncio.timeout(60):
-        while True:
-            if not await count(engine, "num_requests_running"):
-                return
-            await asyncio.sleep(0.02)
-
-
 @pytest.mark.parametrize("endpoint", ["generate", "completions"])
-def test_cancelling_frees_the_engine(vllm_server: ServerProcess, endpoint: Endpoint) -> None:
+def test_cancelling_frees_the_engine(
+    vllm_server: ServerProcess, server_counts: Any, endpoint: Endpoint
+) -> None:
     async def run() -> float:
         async with attached(vllm_server, endpoint=endpoint) as engine:
             sampling = Sampling(max_tokens=900)
-            await until_idle(engine)
-            before = await count(engine, "generation_tokens_total")
+            before = await server_counts.until_idle(engine)
             tasks = [asyncio.create_task(engine.generate(PROMPT, sampling)) for _ in range(24)]
             async with asyncio.timeout(60):
                 while True:
-                    if await count(engine, "generation_tokens_total") > before:
+                    if await server_counts.count(engine, "generation_tokens_total") > before:
                         break
                     await asyncio.sleep(0.01)
             cut = [task for task in tasks if task.cancel()]
             await asyncio.gather(*tasks, return_exceptions=True)
             assert cut and all(task.cancelled() for task in cut)
-            await until_idle(engine)
-            return await count(engine, "generation_tokens_total") - before
+            after: float = await server_counts.until_idle(engine)
+            return after - before
 
     # Had they gone on all the same, they would have sampled all of it.
     assert asyncio.run(run()) < 24 * 900

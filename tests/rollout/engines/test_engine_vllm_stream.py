@@ -1,7 +1,6 @@
 """The real vLLM server, streamed: the same tokens, the likeliest beside them, and ends."""
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -53,21 +52,6 @@ def joined(pieces: list[Piece]) -> Completion:
         stop_reason=stop_reason,
         version_spans=pieces[-1].version_spans,
     )
-
-
-async def count(engine: VLLMEngine, name: str) -> float:
-    """What the server itself counts under a name."""
-    metrics = await engine.control.get("/metrics", timeout_s=10)
-    return sum(map(float, re.findall(rf"^vllm:{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)))
-
-
-async def until_idle(engine: VLLMEngine) -> None:
-    """Wait until the server computes nothing."""
-    async with asyncio.timeout(60):
-        while True:
-            if not await count(engine, "num_requests_running"):
-                return
-            await asyncio.sleep(0.02)
 
 
 @ENDPOINTS
@@ -136,7 +120,9 @@ def test_a_structure_shapes_a_stream(vllm_server: ServerProcess) -> None:
 
 
 @ENDPOINTS
-def test_closing_streams_frees_the_engine(vllm_server: ServerProcess, endpoint: Endpoint) -> None:
+def test_closing_streams_frees_the_engine(
+    vllm_server: ServerProcess, server_counts: Any, endpoint: Endpoint
+) -> None:
     async def run() -> float:
         async with attached(vllm_server, endpoint=endpoint) as engine:
 
@@ -144,11 +130,10 @@ def test_closing_streams_frees_the_engine(vllm_server: ServerProcess, endpoint: 
                 async with aclosing(engine.stream(PROMPT, Sampling(max_tokens=900))) as pieces:
                     assert (await anext(pieces)).ids
 
-            await until_idle(engine)
-            before = await count(engine, "generation_tokens_total")
+            before = await server_counts.until_idle(engine)
             await asyncio.gather(*(read_some() for _ in range(24)))
-            await until_idle(engine)
-            return await count(engine, "generation_tokens_total") - before
+            after: float = await server_counts.until_idle(engine)
+            return after - before
 
     # Nobody read on: had they gone on all the same, they would have sampled all of it.
     assert 24 <= asyncio.run(run()) < 24 * 900

@@ -119,14 +119,23 @@ def test_clients_of_an_engine_that_is_killed_are_told_and_it_comes_back(
                 assert json.loads(text)["error"]["type"] == "server_error"
         assert any('"code":"unavailable"' in text for _, text in answers)
 
-        until = time.monotonic() + 200
-        while httpx.get(url.replace("/v1", "/health")).status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.5)
+        def wait_for_health(status: int) -> None:
+            until = time.monotonic() + 200
+            while httpx.get(url.replace("/v1", "/health")).status_code != status:
+                assert time.monotonic() < until
+                time.sleep(0.1)
+
+        wait_for_health(200)
         answer = httpx.post(f"{url}/chat/completions", json=HELLO, timeout=200)
         assert answer.status_code == 200, answer.text
         (again, *_) = engine_of(process.pid)
         assert again != engine
+
+        # Nobody asks anything when it dies now.
+        os.kill(again, signal.SIGKILL)
+        wait_for_health(503)
+        wait_for_health(200)
+        (again, *_) = engine_of(process.pid)
 
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
