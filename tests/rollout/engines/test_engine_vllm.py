@@ -329,7 +329,7 @@ def test_cancelling_frees_the_engine(
     async def run() -> float:
         async with attached(vllm_server, endpoint=endpoint) as engine:
             sampling = Sampling(max_tokens=900)
-            before = await server_counts.until_idle(engine)
+            before: float = await server_counts.until_idle(engine)
             tasks = [asyncio.create_task(engine.generate(PROMPT, sampling)) for _ in range(24)]
             async with asyncio.timeout(60):
                 while True:

@@ -130,7 +130,7 @@ def test_closing_streams_frees_the_engine(
                 async with aclosing(engine.stream(PROMPT, Sampling(max_tokens=900))) as pieces:
                     assert (await anext(pieces)).ids
 
-            before = await server_counts.until_idle(engine)
+            before: float = await server_counts.until_idle(engine)
             await asyncio.gather(*(read_some() for _ in range(24)))
             after: float = await server_counts.until_idle(engine)
             return after - before
