@@ -103,6 +103,10 @@ class _Watched:
         deltas = self._replier.reply(request, stream=stream)
         return _watch(deltas, self._served, stream=stream)
 
+    def count_prompt(self, request: ReplyRequest) -> int:
+        """See `Replier`."""
+        return self._replier.count_prompt(request)
+
 
 class _WatchedCompleter(TextCompleter):
     """The same for completions."""

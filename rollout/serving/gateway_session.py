@@ -19,7 +19,7 @@ from palestra.rollout.serving.api_error import ApiError, of_engine
 from palestra.rollout.serving.call_ids import IssuedIds, restore
 from palestra.rollout.serving.conversations import Conversations, KnownPrompt, same_messages
 from palestra.rollout.serving.reply import ReplyDelta, ReplyEnd, ReplyRequest
-from palestra.rollout.serving.sampled_replies import sample_replies
+from palestra.rollout.serving.sampled_replies import count_prompt, find_prompt, sample_replies
 from palestra.rollout.serving.wrong_calls import find_wrong_calls
 from palestra.types import Failure, Message, Sampling, ToolSchema, Turn
 
@@ -148,6 +148,12 @@ class GatewaySession:
                 self._generating_s += now - self._since
                 self._since = now
 
+    def count_prompt(self, request: ReplyRequest) -> int:
+        """See `Replier`."""
+        if self._is_closed:
+            raise episode_closed()
+        return count_prompt(self._conversations, self._chat_format, request)
+
     def _admit(self, request: ReplyRequest) -> _Admitted:
         if self._is_closed:
             raise episode_closed()
@@ -174,10 +180,7 @@ class GatewaySession:
                 code="token_budget",
             )
         request = replace(request, messages=restore(request.messages))
-        try:
-            known = self._conversations.find(request.messages, request.tools)
-        except ValueError as error:  # messages that cannot be rendered
-            raise of_engine(error) from error
+        known = find_prompt(self._conversations, request)
         sampling = replace(
             self._sampling,
             max_tokens=allowed,

@@ -16,7 +16,12 @@ from starlette.responses import Response
 from palestra.rollout.serving.event_stream import EventStream
 from palestra.rollout.serving.find_replier import FindReplier, require_model
 from palestra.rollout.serving.json_route import JsonRoute
-from palestra.rollout.serving.messages_request import MessagesRequest, reply_request
+from palestra.rollout.serving.messages_request import (
+    CountTokensRequest,
+    MessagesRequest,
+    prompt_request,
+    reply_request,
+)
 from palestra.rollout.serving.messages_stream import (
     ContentBlocks,
     error_event,
@@ -50,7 +55,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def routes(find_replier: FindReplier) -> APIRouter:
-    """The route, to be included under /v1."""
+    """The routes, to be included under /v1."""
     router = APIRouter(route_class=JsonRoute, tags=["messages"])
 
     @router.post("/messages", responses=_RESPONSES, response_class=Response)
@@ -70,6 +75,13 @@ def routes(find_replier: FindReplier) -> APIRouter:
         return json_answer(
             {**begun, "content": content.blocks, **stop_fields(end), "usage": usage_of(end)}
         )
+
+    @router.post("/messages/count_tokens", responses=_RESPONSES, response_class=Response)
+    async def count_tokens(request: Request, body: CountTokensRequest) -> Response:
+        """How many tokens the prompt of such a message has."""
+        replier = find_replier(request)
+        require_model(replier, body.model)
+        return json_answer({"input_tokens": replier.count_prompt(prompt_request(body))})
 
     return router
 

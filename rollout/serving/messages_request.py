@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -163,11 +164,10 @@ class OutputConfig(Body):
     effort: Unsupported = None
 
 
-class MessagesRequest(Body):
-    """The body of POST /v1/messages."""
+class CountTokensRequest(Body):
+    """The body of POST /v1/messages/count_tokens: what makes up a prompt."""
 
     model: str
-    max_tokens: int = Field(ge=1)
     messages: list[
         Annotated[
             Annotated[UserTurn, Tag("<user>")] | Annotated[AssistantTurn, Tag("<assistant>")],
@@ -186,6 +186,18 @@ class MessagesRequest(Body):
         ]
         | None
     ) = None
+    output_config: OutputConfig | None = None
+    thinking: ThinkingOff | None = None
+    cache_control: Ignored = None
+    context_management: Unsupported = None
+    mcp_servers: Unsupported = None
+    speed: Literal["standard"] | None = None
+
+
+class MessagesRequest(CountTokensRequest):
+    """The body of POST /v1/messages."""
+
+    max_tokens: int = Field(ge=1)
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     top_k: int | None = Field(default=None, ge=0, le=NO_TOKEN_LIMIT)
@@ -197,22 +209,32 @@ class MessagesRequest(Body):
         | None
     ) = None
     stream: bool | None = None
-    output_config: OutputConfig | None = None
-    thinking: ThinkingOff | None = None
     metadata: Ignored = None
-    cache_control: Ignored = None
     service_tier: Literal["auto", "standard_only"] | None = None
     container: Unsupported = None
-    context_management: Unsupported = None
     diagnostics: Unsupported = None
     inference_geo: Unsupported = None
-    mcp_servers: Unsupported = None
     thread: Unsupported = None
-    speed: Literal["standard"] | None = None
 
 
 def reply_request(body: MessagesRequest) -> ReplyRequest:
     """What a request asks of the model. Raises ApiError (400)."""
+    wanted = prompt_request(body)
+    return replace(
+        wanted,
+        sampling=Sampling(
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            top_k=body.top_k or 0,
+            max_tokens=min(body.max_tokens, NO_TOKEN_LIMIT),
+            structure=wanted.sampling.structure,
+        ),
+        stop=tuple(body.stop_sequences or ()),
+    )
+
+
+def prompt_request(body: CountTokensRequest) -> ReplyRequest:
+    """A request with this prompt. Raises ApiError (400)."""
     tools = check_functions(
         [
             {
@@ -231,19 +253,12 @@ def reply_request(body: MessagesRequest) -> ReplyRequest:
         tool_choice=tool_choice,
         tool_name=tool_name,
         parallel_tool_calls=not getattr(body.tool_choice, "disable_parallel_tool_use", False),
-        sampling=Sampling(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            top_k=body.top_k or 0,
-            max_tokens=min(body.max_tokens, NO_TOKEN_LIMIT),
-            structure=_structure(body.output_config),
-        ),
-        stop=tuple(body.stop_sequences or ()),
+        sampling=Sampling(structure=_structure(body.output_config)),
     )
 
 
 def _tool_choice(
-    body: MessagesRequest, tools: tuple[ToolSchema, ...]
+    body: CountTokensRequest, tools: tuple[ToolSchema, ...]
 ) -> tuple[Literal["auto", "none", "required", "function"], str | None]:
     choice = body.tool_choice
     if isinstance(choice, OneToolChoice):
@@ -266,7 +281,7 @@ def _structure(config: OutputConfig | None) -> Structure | None:
     return Structure(json_schema=schema or {"type": "object"})
 
 
-def _conversation(body: MessagesRequest) -> Iterator[Message]:
+def _conversation(body: CountTokensRequest) -> Iterator[Message]:
     if body.system:
         yield {"role": "system", "content": _text(body.system)}
     called: set[str] = set()

@@ -7,11 +7,10 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from palestra.rollout.serving.api_error import of_engine
 from palestra.rollout.serving.call_ids import IssuedIds, restore
 from palestra.rollout.serving.conversations import Conversations
 from palestra.rollout.serving.reply import ReplyDelta, ReplyRequest
-from palestra.rollout.serving.sampled_replies import sample_replies
+from palestra.rollout.serving.sampled_replies import count_prompt, find_prompt, sample_replies
 
 if TYPE_CHECKING:
     from palestra.rollout.chat_format import ChatFormat
@@ -49,10 +48,7 @@ class ModelReplier:
             ApiError: the request is at fault or the engine cannot answer it.
         """
         request = replace(request, messages=restore(request.messages))
-        try:
-            known = self._conversations.find(request.messages, request.tools)
-        except ValueError as error:  # messages that cannot be rendered
-            raise of_engine(error) from error
+        known = find_prompt(self._conversations, request)
         issued = IssuedIds()
         replies = sample_replies(self._engine, self._chat_format, request, known, stream=stream)
         async with aclosing(replies):
@@ -60,3 +56,7 @@ class ModelReplier:
                 if delta.end is not None:
                     self._conversations.remember(known, request.tools, delta.end.turn)
                 yield issued.rename(delta)
+
+    def count_prompt(self, request: ReplyRequest) -> int:
+        """See `Replier`."""
+        return count_prompt(self._conversations, self._chat_format, request)

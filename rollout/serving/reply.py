@@ -108,3 +108,11 @@ class Replier(Protocol):
                 later only if the engine is lost in the middle.
         """
         ...
+
+    def count_prompt(self, request: ReplyRequest) -> int:
+        """The tokens of the prompt that the request's replies would have. Nothing is recorded.
+
+        Raises:
+            ApiError: the request is at fault.
+        """
+        ...

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from palestra.rollout.engine import Engine, Piece
 from palestra.rollout.engine_errors import BadAnswer
 from palestra.rollout.serving.api_error import ApiError, of_engine
-from palestra.rollout.serving.conversations import KnownPrompt
+from palestra.rollout.serving.call_ids import restore
+from palestra.rollout.serving.conversations import Conversations, KnownPrompt
 from palestra.rollout.serving.merged import merged
 from palestra.rollout.serving.reply import ReplyDelta, ReplyEnd, ReplyRequest
 from palestra.rollout.serving.reply_shape import ReplyShape, shape_reply
@@ -61,6 +62,23 @@ async def sample_replies(
                 exc_info=told.status == 500,
             )
         raise told from error
+
+
+def find_prompt(conversations: Conversations, request: ReplyRequest) -> KnownPrompt:
+    """The prompt that the request's replies go on from. Raises ApiError (400)."""
+    try:
+        return conversations.find(request.messages, request.tools)
+    except ValueError as error:  # messages that cannot be rendered
+        raise of_engine(error) from error
+
+
+def count_prompt(
+    conversations: Conversations, chat_format: ChatFormat, request: ReplyRequest
+) -> int:
+    """The tokens of the prompt that its replies would have. Raises ApiError (400)."""
+    request = replace(request, messages=restore(request.messages))
+    shape = shape_reply(chat_format, request)
+    return len(find_prompt(conversations, request).ids) + len(shape.prefix_ids if shape else ())
 
 
 class _Reply:

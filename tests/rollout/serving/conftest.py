@@ -74,6 +74,9 @@ class ScriptedReplier:
         finally:
             self.closed.set()
 
+    def count_prompt(self, request: ReplyRequest) -> int:
+        return len(request.messages)
+
 
 def _deltas(said: Said, request: ReplyRequest, *, stream: bool) -> Iterator[ReplyDelta]:
     message = said.message

@@ -224,6 +224,36 @@ def test_a_schema_constrains_the_reply(serve: Any, scripted: Any) -> None:
     assert replier.requests[0].sampling.structure.json_schema == schema
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"system": "Be brief."},
+        {"tools": [ADD]},
+        {"tools": [ADD], "tool_choice": {"type": "any"}},
+        {"output_config": {"format": {"type": "json_schema", "schema": {"type": "integer"}}}},
+    ],
+    ids=["", "system", "tools", "a forced call", "a schema"],
+)
+def test_tokens_are_counted_as_the_prompt_will_have_them(
+    serve: Any, tiny: Any, options: Any
+) -> None:
+    asked: Any = {"model": "tiny", "messages": [{"role": "user", "content": "1 + 2"}], **options}
+    with client_of(serve, tiny.replier) as client:
+        counted = client.messages.count_tokens(**asked).input_tokens
+        told = client.messages.create(**asked, max_tokens=1).usage.input_tokens
+    assert counted == told > 5
+
+
+def test_only_what_makes_up_a_prompt_is_counted(serve: Any, scripted: Any) -> None:
+    with serve(scripted([])) as url:
+        body = {"model": "tiny", "messages": QUESTION}
+        answer = httpx.post(f"{url}/v1/messages/count_tokens", json=body)
+        assert answer.json() == {"input_tokens": 1}
+        answer = httpx.post(f"{url}/v1/messages/count_tokens", json={**body, "max_tokens": 5})
+        assert answer.status_code == 400 and "max_tokens" in answer.json()["error"]["message"]
+
+
 def test_an_error_before_the_first_token_is_an_http_error_even_of_a_stream(
     serve: Any, scripted: Any
 ) -> None:
