@@ -57,7 +57,9 @@ def test_rl_through_vllm_samples_from_the_weights_that_it_has_just_trained(
     (tmp_path / "lottery_env.py").write_text(LOTTERY)
     monkeypatch.syspath_prepend(tmp_path)
     run = tmp_path / "run"
-    result = train_rl.train(served_config(run, imitator))
+    result = train_rl.train(
+        served_config(run, imitator, engine_args=["--kv-cache-memory-bytes", "67108864"])
+    )
     assert result.best.n == 4
 
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -72,7 +74,7 @@ def test_rl_through_vllm_samples_from_the_weights_that_it_has_just_trained(
         assert all(episode.outcome is Outcome.SCORED for episode in episodes)
         spans = {s.version for e in episodes for turn in e.turns for s in turn.version_spans}
         assert spans == {step - 1}
-    assert (run / "logs" / "vllm.log").exists()
+    assert "67108864" in (run / "logs" / "vllm.log").read_text()
 
 
 def test_a_context_too_short_for_the_check_after_updates_is_refused(

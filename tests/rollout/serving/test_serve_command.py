@@ -142,6 +142,7 @@ LONG: dict[str, Any] = {
         (["MODEL", "--api-key-env", "NO_SUCH_KEY"], "the variable NO_SUCH_KEY is not set"),
         (["MODEL", "--api-keys-file", "/absent"], "/absent: no such file"),
         (["MODEL", "--engine-url", "http://h"], "--engine-url is for servers"),
+        (["MODEL", "--engine-arg=--x"], "--engine-arg is for servers"),
         (["MODEL", "--port", "0", "--context-length", "9999"], "more than the model's 1024"),
         (["MODEL", "--port", "0", "--device", "tpu"], 'device "tpu" cannot be used'),
     ],
