@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from palestra.rollout.deadline import within
 from palestra.rollout.engine import Engine, Piece
 from palestra.rollout.engine_errors import ConnectionLost, RequestFailed, ServerDied
+from palestra.rollout.served_engine import ServedEngine
 from palestra.types import Completion, Sampling
 
 T = TypeVar("T")
@@ -75,11 +76,12 @@ class RoutedEngine:
     @property
     def out_of_service(self) -> Mapping[str, str]:
         """Why each server that is not used is not used, or answers nothing."""
-        troubles = {
-            server.name: server.trouble or getattr(server.engine, "trouble", "")
-            for server in self._servers
-        }
-        return {name: trouble for name, trouble in troubles.items() if trouble}
+        troubles = {}
+        for server in self._servers:
+            own = server.engine.trouble if isinstance(server.engine, ServedEngine) else ""
+            if trouble := server.trouble or own:
+                troubles[server.name] = trouble
+        return troubles
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
         """See `Engine`. Raises what the last engine raised, or NoServer."""

@@ -6,7 +6,7 @@ import subprocess
 
 import psutil
 
-_PERIOD_S = 2.0
+_PERIOD_S = 5.0  # looking takes a large process some tens of milliseconds
 
 
 def wait_weighing(child: subprocess.Popen[bytes]) -> float:
