@@ -55,6 +55,11 @@ def vllm_command(
         arguments.append("--no-enable-chunked-prefill")
         # Its default of 128 leaves shorter prompts out of the prefix cache.
         arguments += ["--block-size", "32"]
+        # A worker in a process of its own takes half a GiB more, and whoever waits for it spins.
+        arguments += [
+            "--distributed-executor-backend",
+            "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+        ]
     # `vllm serve` looks for a package named vllm, which the CPU builds are not.
     server = [str(python or find_python("vllm")), "-m", "vllm.entrypoints.openai.api_server"]
 
