@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from palestra.rollout.process import RolloutProcess
 from palestra.rollout.request import RolloutRequest, TaskIndex, play
 from palestra.trainer.load import save_policy
 from palestra.trainer.probe import make_probe
+from palestra.trainer.weights_folder import WeightsFolder
 from palestra.types import Episode
 
 if TYPE_CHECKING:
@@ -68,8 +67,7 @@ class EmbeddedRollouts:
 class ServedRollouts:
     """Plays in another process on a served engine, which loads each version from a folder.
 
-    The folders are made in memory where the system has a file system for that. `options.model` is
-    set here: to a folder with the policy as it is now.
+    `options.model` is set here: to a folder with the policy as it is now.
     """
 
     def __init__(
@@ -79,19 +77,16 @@ class ServedRollouts:
         tokenizer: PreTrainedTokenizerBase,
         chat_format: ChatFormat,
     ) -> None:
-        memory = Path("/dev/shm")
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="palestra-weights-", dir=memory if os.access(memory, os.W_OK) else None
-        )
+        self._folder = WeightsFolder()
         self._model = model
         self._published: Path | None = None
         # What the engine starts with, and starts with again should it die.
-        self._served = Path(self._folder.name) / "served"
+        self._served = self._folder.path / "served"
         try:
             save_policy(model, tokenizer, chat_format, self._served)
             self._process = RolloutProcess(replace(options, model=str(self._served)))
         except BaseException:
-            self._folder.cleanup()
+            self._folder.close()
             raise
 
     def play(self, request: RolloutRequest) -> AsyncGenerator[Episode, None]:
@@ -104,7 +99,7 @@ class ServedRollouts:
         Raises:
             StaleWeights: the engine serves something else.
         """
-        folder = Path(self._folder.name) / f"v{version}"
+        folder = self._folder.path / f"v{version}"
         self._model.save_pretrained(folder)
         await self._process.update_weights(
             version, folder, make_probe(self._model, tolerance=_TOLERANCES[self._model.dtype])
@@ -122,4 +117,4 @@ class ServedRollouts:
     def close(self) -> None:
         """End the process, its engine and the saved weights."""
         self._process.close()
-        self._folder.cleanup()
+        self._folder.close()
