@@ -160,7 +160,7 @@ async def tokens_per_s(url: str, questions: list[str], *, stream: bool) -> tuple
 
 
 async def measure_speed(quick: bool) -> dict[str, float]:
-    rounds, first, load = (2, 24, 32) if quick else (5, 24, 64)
+    rounds, first, load = (2, 24, 32) if quick else (5, 24, 48)
     numbers = iter(range(10**6))
 
     def questions(count: int) -> list[str]:

@@ -23,7 +23,6 @@ from palestra.rollout.engine_errors import (
 )
 from palestra.rollout.engine_vllm import VLLMEngine
 from palestra.rollout.server_process import ServerProcess
-from palestra.rollout.serving.reply_shape import call_schema
 from palestra.rollout.token_client import TokenClient
 from palestra.rollout.vllm_wire import Endpoint
 from palestra.tools import Tool
@@ -303,20 +302,24 @@ def test_a_structure_is_obeyed(
     assert completion.stop_reason == "stop"
 
 
+@pytest.mark.parametrize("prefix", ["<tool_call>\n", "<|call|>", ""])
 def test_a_reply_of_a_schema_may_be_a_call_instead(
-    vllm_server: ServerProcess, chat_format: ChatFormat, add: Tool
+    vllm_server: ServerProcess, chat_format: ChatFormat, prefix: str
 ) -> None:
-    form, schema = chat_format.call_format, call_schema([add.schema()], arguments_key="arguments")
-    shape = CallShape(prefix=form.prefix, json_schema=schema, suffix=form.suffix)
-    structure = Structure(json_schema={"type": "integer"}, call=shape)
-    episodes, _ = play(vllm_server, chat_format, [add], structure=structure, temperature=0.0)
-    messages = [turn.message for episode in episodes for turn in episode.turns]
-    calls = [call for message in messages for call in message.get("tool_calls", ())]
-    answers = [message["content"] for message in messages if "tool_calls" not in message]
-    assert len(calls) > 16 and len(answers) > 8
-    assert not any("error" in call for call in calls)
-    assert all(isinstance(json.loads(answer), int) for answer in answers)
-    assert len(calls) + len(answers) == len(messages)
+    call = CallShape(prefix=prefix, json_schema={"const": "call"}, suffix="\n</tool_call>")
+    structure = Structure(json_schema={"enum": list(range(10))}, call=call)
+    sampling = Sampling(max_tokens=40, temperature=2.0, structure=structure)
+
+    async def run() -> list[Completion]:
+        async with attached(vllm_server, stop_ids=chat_format.stop_ids) as engine:
+            return await engine.generate_group(PROMPT, sampling, 200)
+
+    completions = asyncio.run(run())
+    assert {completion.stop_reason for completion in completions} == {"stop"}
+    said = {chat_format.text(completion.ids[:-1]) for completion in completions}
+    calls = {text for text in said if not text.isdecimal()}
+    assert calls == {f'{prefix}"call"\n</tool_call>'}
+    assert said - calls and said - calls <= set("0123456789")
 
 
 # --- cancellation
