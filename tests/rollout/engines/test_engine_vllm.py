@@ -312,7 +312,8 @@ def test_a_reply_of_a_schema_may_be_a_call_instead(
 
     async def run() -> list[Completion]:
         async with attached(vllm_server, stop_ids=chat_format.stop_ids) as engine:
-            return await engine.generate_group(PROMPT, sampling, 200)
+            groups = [engine.generate_group(PROMPT, sampling, 32) for _ in range(4)]
+            return [it for group in await asyncio.gather(*groups) for it in group]
 
     completions = asyncio.run(run())
     assert {completion.stop_reason for completion in completions} == {"stop"}
