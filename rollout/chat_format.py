@@ -48,6 +48,7 @@ HISTORIES = ("template", "keep")
 # Tokens that end a reply in published models, besides the template's own end of turn.
 _STOPS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
 _MAX_REMEMBERED_CHARACTERS = 16_000_000
+_ENTRY_CHARACTERS = 1_000  # what else a remembered prompt takes up, its messages included
 _MAX_PROMPTS = 32
 
 
@@ -316,7 +317,7 @@ class ChatFormat:
             self._remembered, self._remembered_characters = {}, 0
         # The entry keeps its messages alive, so that their ids stay theirs.
         self._remembered[_key(messages, tools)] = (text, (tuple(messages), tuple(tools)))
-        self._remembered_characters += len(text)
+        self._remembered_characters += len(text) + _ENTRY_CHARACTERS
         return text
 
     def _remembered_prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> str:
