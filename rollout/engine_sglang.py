@@ -82,13 +82,7 @@ class SGLangEngine(ServedEngine):
         )
         self.traits = traits
         self._gate = Gate()
-        self._weights = SGLangWeights(
-            control,
-            self._gate,
-            served=traits.model_folder,
-            page_size=traits.page_size,
-            timeout_s=timeout_s,
-        )
+        self._weights = SGLangWeights(control, self._gate, traits, timeout_s=timeout_s)
         self._aborts: set[asyncio.Task[None]] = set()
 
     @staticmethod

@@ -14,9 +14,10 @@ from palestra.rollout.engine import KvAfterUpdate, Probe, StaleWeights, UpdateMo
 from palestra.rollout.engine_errors import RequestFailed
 from palestra.rollout.safetensors_header import Tensors, first_difference, read_folder
 from palestra.rollout.sglang_senders import DistributedSender, NamedTensors, TensorSender
+from palestra.rollout.sglang_traits import ServerTraits
 from palestra.rollout.sglang_wire import GENERATE, read_scores, score_body
 from palestra.rollout.token_client import TokenClient
-from palestra.rollout.weight_check import require_probe, shorten_probe, worst_error
+from palestra.rollout.weight_check import fit_probe, worst_error
 
 Transfer = Literal["tensor", "distributed"]
 
@@ -78,23 +79,17 @@ class SGLangWeights:
 
     Args:
         gate: what all generations sent to the server pass through.
-        served: the folder of the weights that it serves, where it is on this machine.
-        page_size: of its prefix cache, in tokens; None where it does not say.
+        traits: what it serves.
         timeout_s: for each step; draining takes as long as the longest generation.
     """
 
     def __init__(
-        self,
-        client: TokenClient,
-        gate: Gate,
-        *,
-        served: Path | None,
-        page_size: int | None,
-        timeout_s: float,
+        self, client: TokenClient, gate: Gate, traits: ServerTraits, *, timeout_s: float
     ) -> None:
         self._client = client
         self._gate = gate
         # A probe reaches past a page and the end that is computed afresh.
+        page_size = traits.page_size
         self._probe_block = None if page_size is None else page_size + _TAIL_TOKENS
         self._timeout_s = timeout_s
         self._lock = asyncio.Lock()
@@ -103,8 +98,7 @@ class SGLangWeights:
         self._tensor_sender = TensorSender(client, timeout_s)
         self._distributed_sender = DistributedSender(client, timeout_s)
         self._last: Update | None = None
-        if served is not None:
-            self._remember(served)
+        self._remember(traits.model_folder)
 
     async def update(self, update: Update) -> None:
         """Change what the server serves, and check that it does. Further calls wait their turn.
@@ -115,8 +109,7 @@ class SGLangWeights:
             EngineError, TimeoutError: the server failed or did not answer.
         """
         if update.probe is not None:
-            require_probe(update.probe, self._probe_block)
-            update = replace(update, probe=shorten_probe(update.probe, self._probe_block))
+            update = replace(update, probe=fit_probe(update.probe, self._probe_block))
         async with self._lock:
             await self._update(update)
             # Tensors are the trainer's own: they will have changed.

@@ -26,36 +26,29 @@ MIN_PROBE_TOKENS = 130
 _ENOUGH_TOKENS = 34  # to tell weights apart
 
 
-def require_probe(probe: Probe, block_size: int | None = None) -> None:
-    """Raise ValueError unless the probe is complete and can betray stale keys.
+def fit_probe(probe: Probe, block_size: int | None) -> Probe:
+    """As much of the probe as can betray stale keys: scoring more would only take time.
 
-    `block_size` is that of the server's prefix cache in tokens, None where it does not say.
+    `block_size` is that of the server's prefix cache in tokens, None where it does not say. Raises
+    ValueError for a probe that is incomplete or too short.
     """
     if len(probe.logprobs) != len(probe.token_ids) - 1:
         raise ValueError(
             f"a probe of {len(probe.token_ids)} tokens has a log-probability for each but the "
             f"first, got {len(probe.logprobs)}"
         )
-    needed = _needed_tokens(block_size)
+    needed = MIN_PROBE_TOKENS if block_size is None else block_size + 2
     if len(probe.token_ids) < needed:
         raise ValueError(
             f"a probe needs at least {needed} tokens to reach past a block of the prefix cache, "
             f"got {len(probe.token_ids)}"
         )
-
-
-def shorten_probe(probe: Probe, block_size: int | None) -> Probe:
-    """As much of the probe as `require_probe` needs: scoring more would only take time."""
-    kept = max(_needed_tokens(block_size), _ENOUGH_TOKENS)
+    kept = max(needed, _ENOUGH_TOKENS)
     return Probe(
         token_ids=probe.token_ids[:kept],
         logprobs=probe.logprobs[: kept - 1],
         tolerance=probe.tolerance,
     )
-
-
-def _needed_tokens(block_size: int | None) -> int:
-    return MIN_PROBE_TOKENS if block_size is None else block_size + 2
 
 
 class ProbeCheck:

@@ -21,8 +21,7 @@ from palestra.rollout.vllm_features import ServerFeatures, call_workers, detect_
 from palestra.rollout.weight_check import (
     ProbeCheck,
     check_version,
-    require_probe,
-    shorten_probe,
+    fit_probe,
 )
 from palestra.rollout.weight_probe import score
 from palestra.rollout.weight_senders import SENDERS, open_sender
@@ -150,8 +149,7 @@ class WeightUpdater:
         features = self._features
         _require(features, update)
         if probe is not None:
-            require_probe(probe, features.block_size)
-            probe = shorten_probe(probe, features.block_size)
+            probe = fit_probe(probe, features.block_size)
         clears = update.kv_after_update == "recompute"
         preparing: list[Awaitable[Any]] = [self._refuse_unfit(update, features)]
         if probe is not None and clears:

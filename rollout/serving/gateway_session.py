@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from palestra.rollout.episode import Limits
 from palestra.rollout.serving.api_error import ApiError, of_engine
-from palestra.rollout.serving.call_ids import IssuedIds, restore
+from palestra.rollout.serving.call_ids import IssuedIds
 from palestra.rollout.serving.conversations import Conversations, KnownPrompt, same_messages
 from palestra.rollout.serving.reply import ReplyDelta, ReplyEnd, ReplyRequest
 from palestra.rollout.serving.sampled_replies import count_prompt, find_prompt, sample_replies
@@ -179,7 +179,6 @@ class GatewaySession:
                 f"the episode has used its {self._limits.max_total_tokens} tokens",
                 code="token_budget",
             )
-        request = replace(request, messages=restore(request.messages))
         known = find_prompt(self._conversations, request)
         sampling = replace(
             self._sampling,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from palestra.rollout.serving.call_ids import IssuedIds, restore
+from palestra.rollout.serving.call_ids import IssuedIds
 from palestra.rollout.serving.conversations import Conversations
 from palestra.rollout.serving.reply import ReplyDelta, ReplyRequest
 from palestra.rollout.serving.sampled_replies import count_prompt, find_prompt, sample_replies
@@ -47,7 +46,6 @@ class ModelReplier:
         Raises:
             ApiError: the request is at fault or the engine cannot answer it.
         """
-        request = replace(request, messages=restore(request.messages))
         known = find_prompt(self._conversations, request)
         issued = IssuedIds()
         replies = sample_replies(self._engine, self._chat_format, request, known, stream=stream)

@@ -67,7 +67,7 @@ async def sample_replies(
 def find_prompt(conversations: Conversations, request: ReplyRequest) -> KnownPrompt:
     """The prompt that the request's replies go on from. Raises ApiError (400)."""
     try:
-        return conversations.find(request.messages, request.tools)
+        return conversations.find(restore(request.messages), request.tools)
     except ValueError as error:  # messages that cannot be rendered
         raise of_engine(error) from error
 
@@ -76,7 +76,6 @@ def count_prompt(
     conversations: Conversations, chat_format: ChatFormat, request: ReplyRequest
 ) -> int:
     """The tokens of the prompt that its replies would have. Raises ApiError (400)."""
-    request = replace(request, messages=restore(request.messages))
     shape = shape_reply(chat_format, request)
     return len(find_prompt(conversations, request).ids) + len(shape.prefix_ids if shape else ())
 

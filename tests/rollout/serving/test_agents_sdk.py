@@ -159,60 +159,53 @@ def require_one_conversation(engine: SayingEngine) -> None:
         assert engine.asked[turn + 1][: len(sampled)] == sampled
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
+OPENAI_MODELS = pytest.mark.parametrize(
     "model_of", [agents.OpenAIResponsesModel, agents.OpenAIChatCompletionsModel]
 )
-def test_openai_agents_runs_its_tool_loop(
-    serve_engine: Any, model_of: Callable[..., agents.Model], stream: bool
-) -> None:
-    async def run(url: str) -> str:
-        async with openai.AsyncOpenAI(
-            base_url=f"{url}/v1", api_key="none", max_retries=0
-        ) as client:
-            agent = agents.Agent(
-                name="Adder",
-                instructions="Use the tools.",
-                model=model_of(model="tiny", openai_client=client),
-                tools=[agents.function_tool(add), agents.function_tool(multiply)],
-            )
-            without_tracing = agents.RunConfig(tracing_disabled=True)
-            if not stream:
-                result = await agents.Runner.run(agent, QUESTION, run_config=without_tracing)
-                return str(result.final_output)
-            streaming = agents.Runner.run_streamed(agent, QUESTION, run_config=without_tracing)
-            async for _ in streaming.stream_events():
-                pass
-            return str(streaming.final_output)
-
-    with serve_engine() as (url, engine):
-        assert asyncio.run(run(url)) == "It is 84, and 2."
-    require_one_conversation(engine)
 
 
-@pytest.mark.parametrize(
-    "model_of", [agents.OpenAIResponsesModel, agents.OpenAIChatCompletionsModel]
-)
-def test_openai_agents_calls_tools_and_then_answers_in_its_output_type(
-    serve_engine: Any, model_of: Callable[..., agents.Model]
-) -> None:
-    async def run(url: str) -> Any:
-        async with openai.AsyncOpenAI(
-            base_url=f"{url}/v1", api_key="none", max_retries=0
-        ) as client:
-            agent = agents.Agent(
-                name="Adder",
-                model=model_of(model="tiny", openai_client=client),
-                tools=[agents.function_tool(add), agents.function_tool(multiply)],
-                output_type=Results,
-            )
-            without_tracing = agents.RunConfig(tracing_disabled=True)
+async def run_openai_agent(
+    url: str, model_of: Callable[..., agents.Model], *, stream: bool = False, **options: Any
+) -> Any:
+    """What an agent of openai-agents with two tools answers."""
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        agent = agents.Agent(
+            name="Adder",
+            instructions="Use the tools.",
+            model=model_of(model="tiny", openai_client=client),
+            tools=[agents.function_tool(add), agents.function_tool(multiply)],
+            **options,
+        )
+        without_tracing = agents.RunConfig(tracing_disabled=True)
+        if not stream:
             return (
                 await agents.Runner.run(agent, QUESTION, run_config=without_tracing)
             ).final_output
+        streaming = agents.Runner.run_streamed(agent, QUESTION, run_config=without_tracing)
+        async for _ in streaming.stream_events():
+            pass
+        return streaming.final_output
 
+
+@pytest.mark.parametrize("stream", [False, True])
+@OPENAI_MODELS
+def test_openai_agents_runs_its_tool_loop(
+    serve_engine: Any, model_of: Callable[..., agents.Model], stream: bool
+) -> None:
     with serve_engine() as (url, engine):
-        assert asyncio.run(run(url)) == Results(product=84, sum=2)
+        answer = asyncio.run(run_openai_agent(url, model_of, stream=stream))
+    assert str(answer) == "It is 84, and 2."
+    require_one_conversation(engine)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@OPENAI_MODELS
+def test_openai_agents_calls_tools_and_then_answers_in_its_output_type(
+    serve_engine: Any, model_of: Callable[..., agents.Model], stream: bool
+) -> None:
+    with serve_engine() as (url, engine):
+        answer = asyncio.run(run_openai_agent(url, model_of, stream=stream, output_type=Results))
+    assert answer == Results(product=84, sum=2)
     require_one_conversation(engine)
 
 
