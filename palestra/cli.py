@@ -59,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        return _report("interrupted: what was written so far stays readable", status=130)
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "what was written so far stays readable"
+        return _report(f"interrupted: {said}", status=130)
     except BrokenPipeError:  # the reader (`head`, a closed pager) has gone
         _abandon_stdout()
         return 0
@@ -272,13 +273,18 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         stage.add_argument(
             "overrides", metavar="key=value", nargs="*", default=[], help="single settings"
         )
+        stage.add_argument(
+            "--resume", action="store_true", help="go on with the interrupted run that is in `out`"
+        )
         stage.set_defaults(run=_run_train, stage=name)
 
 
 def _run_train(arguments: argparse.Namespace) -> int:
     from palestra import cli_train
 
-    return cli_train.run_stage(arguments.stage, arguments.config, arguments.overrides)
+    return cli_train.run_stage(
+        arguments.stage, arguments.config, arguments.overrides, resume=arguments.resume
+    )
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:

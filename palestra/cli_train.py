@@ -10,26 +10,36 @@ from pathlib import Path
 from palestra.trainer.config import RLConfig, SFTConfig, StageConfig, load_config
 from palestra.trainer.model_folder import find_model_folder
 from palestra.trainer.run_dir import refuse_existing
+from palestra.trainer.saved_state import find_state, has_state
 from palestra.view.progress import StageProgress
 from palestra.view.report import write_report
 
 STAGES: dict[str, type[StageConfig]] = {"sft": SFTConfig, "rl": RLConfig}
 
 
-def run_stage(stage: str, path: Path, overrides: list[str]) -> int:
-    """Run one stage to its end.
+def run_stage(stage: str, path: Path, overrides: list[str], *, resume: bool) -> int:
+    """Run one stage to its end, or with `resume` what is left of it.
 
     Raises:
         ValueError: a configuration that is wrong, told before torch is imported.
     """
     config = load_config(STAGES[stage], path, overrides)
-    refuse_existing(config.out)
+    if resume:
+        find_state(config)
+    else:
+        refuse_existing(config.out)
     if config.model != "tiny":
         find_model_folder(config.model)
     module = importlib.import_module(f"palestra.trainer.train_{stage}")
     importlib.import_module("palestra.trainer.load").silence_transformers()
-    with StageProgress() as progress:
-        result = module.train(config, progress=progress.stage(stage, config.steps))
+    try:
+        with StageProgress() as progress:
+            shown = progress.stage(stage, config.steps)
+            result = module.train(config, resume=resume, progress=shown)
+    except KeyboardInterrupt:
+        if has_state(config.out):
+            raise KeyboardInterrupt("the same command with --resume goes on") from None
+        raise
     print(f"checkpoint: {result.checkpoint}")
     print(f"report:     {write_report(config.out)}")
     return 0

@@ -27,7 +27,7 @@ class StageConfig(BaseModel):
     model: str = Field(
         description='model folder, Hugging Face id, "smollm2", or "tiny" (made on the spot)'
     )
-    out: Path = Field(description="run directory; must not exist yet")
+    out: Path = Field(description="run directory; must not exist yet, unless resumed")
     seed: int = Field(default=0, ge=0, description="seeds weights, task order and sampling")
     device: str = Field(default="auto", description='"auto", "cpu", "cuda" or "cuda:N"')
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -47,6 +47,9 @@ class StageConfig(BaseModel):
     )
     max_grad_norm: float = Field(
         default=1.0, gt=0, description="gradients are scaled down to this norm"
+    )
+    save_every: int = Field(
+        default=25, ge=0, description="steps between saves of what --resume goes on from; 0: never"
     )
     micro_batch_tokens: int = Field(
         default=16384, ge=1, description="most packed tokens in one forward and backward pass"

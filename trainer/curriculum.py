@@ -19,15 +19,15 @@ class Curriculum:
         self._per_step = min(per_step, count)
         self._revisit = revisit
         self._seed = seed
-        self._failures: dict[int, float] = {}  # task -> 1 - its last success, where above 0
+        self.failures: dict[int, float] = {}  # task -> 1 - its last success, where above 0
 
     def draw(self, step: int) -> list[int]:
         """The tasks of a step, none twice."""
         rng = random.Random(f"{self._seed}-{step}")
-        wanted = min(round(self._revisit * self._per_step), len(self._failures))
+        wanted = min(round(self._revisit * self._per_step), len(self.failures))
         # The largest of u ** (1 / weight) are a weighted sample without replacement (Efraimidis
         # and Spirakis 2006).
-        keys = {i: rng.random() ** (1 / weight) for i, weight in self._failures.items()}
+        keys = {i: rng.random() ** (1 / weight) for i, weight in self.failures.items()}
         again = sorted(keys, key=keys.__getitem__, reverse=True)[:wanted]
         taken = set(again)
         fresh = rng.sample(range(self._count), self._per_step)
@@ -37,7 +37,7 @@ class Curriculum:
         """What the attempts at a task scored, from 0 to 1; none is no news."""
         if not scores:
             return
-        self._failures.pop(task, None)
+        self.failures.pop(task, None)
         failure = 1.0 - sum(scores) / len(scores)
         if failure > 0:
-            self._failures[task] = min(1.0, failure)
+            self.failures[task] = min(1.0, failure)

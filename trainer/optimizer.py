@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,9 @@ from palestra.trainer.config import StageConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_FILE = "optimizer.pt"
 
 
 class Optimizer:
@@ -60,3 +64,14 @@ class Optimizer:
         self._adamw.zero_grad(set_to_none=True)
         self._steps += 1
         return norm
+
+    def save(self, folder: Path) -> None:
+        """Write `optimizer.pt`: the moments of all parameters and how many steps were taken."""
+        torch.save({"steps": self._steps, "adamw": self._adamw.state_dict()}, folder / _FILE)
+
+    def load(self, folder: Path) -> None:
+        """Go on from what an optimizer of the same parameters has saved."""
+        device = self._parameters[0].device
+        saved = torch.load(folder / _FILE, map_location=device, weights_only=True)
+        self._steps = saved["steps"]
+        self._adamw.load_state_dict(saved["adamw"])

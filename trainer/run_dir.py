@@ -29,19 +29,22 @@ class RunDir:
     """Writes one run's files; use it as a context, or call `close`.
 
     Raises:
-        ValueError: the directory exists and is not empty.
+        ValueError: the directory exists and is not empty, unless its run is resumed.
     """
 
-    def __init__(self, path: Path) -> None:
-        refuse_existing(path)
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
+        if resume:
+            _end_torn_lines(path)
+        else:
+            refuse_existing(path)
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         self._board: SummaryWriter | None = None
 
     @staticmethod
-    def begin(config: StageConfig) -> RunDir:
+    def begin(config: StageConfig, *, resume: bool = False) -> RunDir:
         """The run of one stage, whose `config.toml` can start it again."""
-        run = RunDir(config.out)
+        run = RunDir(config.out, resume=resume)
         run.write_config(_values(config))
         return run
 
@@ -84,7 +87,7 @@ class RunDir:
         partial.mkdir(parents=True)
         save(partial)
         if target.exists():
-            old = target.with_name(f".{name}.old")
+            old = _old(target)
             shutil.rmtree(old, ignore_errors=True)
             os.replace(target, old)
             os.replace(partial, target)
@@ -92,6 +95,12 @@ class RunDir:
         else:
             os.replace(partial, target)
         return target
+
+    @staticmethod
+    def find_checkpoint(run: Path, name: str) -> Path | None:
+        """A run's checkpoint; the one before it where a crash came between the two."""
+        target = run / "checkpoints" / name
+        return next((folder for folder in (target, _old(target)) if folder.is_dir()), None)
 
     def close(self) -> None:
         """Flush TensorBoard's file; a later `log` opens another."""
@@ -107,6 +116,21 @@ class RunDir:
 
 def _values(config: StageConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude_none=True)
+
+
+def _old(checkpoint: Path) -> Path:
+    """Where a checkpoint is for the moment in which another takes its place."""
+    return checkpoint.with_name(f".{checkpoint.name}.old")
+
+
+def _end_torn_lines(run: Path) -> None:
+    """End the last lines that a crash has cut off, so that the next one is whole."""
+    for path in run.glob("*.jsonl"):
+        with path.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            if file.read() not in {b"", b"\n"}:
+                file.write(b"\n")
 
 
 def refuse_existing(path: Path) -> None:

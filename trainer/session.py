@@ -16,7 +16,7 @@ from palestra.rollout.engine_options import EngineOptions
 from palestra.rollout.evaluate import Evaluation, summarize
 from palestra.rollout.request import RolloutRequest, read_tasks
 from palestra.trainer.config import StageConfig
-from palestra.trainer.load import choose_device, load_policy
+from palestra.trainer.load import choose_device, load_policy, save_policy
 from palestra.trainer.probe import PROBE_TOKENS
 from palestra.trainer.rollouts import EmbeddedRollouts, Rollouts, ServedRollouts
 from palestra.trainer.run_dir import LOGS
@@ -40,14 +40,17 @@ class Session:
     def open(
         config: StageConfig,
         demonstrations: Sequence[tuple[list[Message], list[ToolSchema]]] = (),
+        folder: Path | None = None,
     ) -> Session:
         """Load `config.model`, or make the tiny model from the demonstrations.
+
+        `folder` is loaded instead where the policy has been trained already.
 
         Raises:
             ValueError: no such model, or an engine that cannot be started or attached to.
         """
         tokenizer: PreTrainedTokenizerBase
-        if config.model == "tiny":
+        if config.model == "tiny" and folder is None:
             if not demonstrations:
                 raise ValueError(
                     'model = "tiny" is made from demonstrations: run the SFT stage first and '
@@ -58,7 +61,7 @@ class Session:
             model = torch.nn.Module.to(made, choose_device(config.device)).eval()
         else:
             model, tokenizer, chat_format = load_policy(
-                config.model, device=config.device, dtype=config.dtype
+                folder or config.model, device=config.device, dtype=config.dtype
             )
         return Session(
             model=model,
@@ -87,6 +90,10 @@ class Session:
             record_to=None if record_to is None else str(record_to),
         )
         return summarize([episode async for episode in self.rollouts.play(request)])
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy as it is now, see `load.save_policy`."""
+        save_policy(self.model, self.tokenizer, self.chat_format, folder)
 
     def close(self) -> None:
         """End what plays the episodes."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,12 @@ from palestra.trainer.advantages import group_relative
 from palestra.trainer.batch import Batch, Row, micro_batches, pack, rows_of
 from palestra.trainer.config import RLConfig
 from palestra.trainer.curriculum import Curriculum
-from palestra.trainer.load import save_policy
+from palestra.trainer.load import load_policy
 from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.losses import clipped_policy_loss, kl_to_reference
 from palestra.trainer.optimizer import Optimizer
 from palestra.trainer.run_dir import RunDir, refuse_existing
+from palestra.trainer.saved_state import SavedState, find_state, is_due, save_state
 from palestra.trainer.session import Session, request_of, tasks_of
 from palestra.trainer.transcripts import write_transcripts
 from palestra.types import Episode, Outcome, Sampling, Task
@@ -40,6 +42,8 @@ Progress = Callable[[int, dict[str, Any]], None]
 Group = list[Episode]
 
 _TRANSCRIPTS_PER_STEP = 8
+_BEST = "best"
+_EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,40 +60,60 @@ def train(
     config: RLConfig,
     *,
     run: RunDir | None = None,
+    resume: bool = False,
     progress: Progress = lambda step, metrics: None,
 ) -> RLResult:
     """Improve `config.model` in `config.env` and write the run to `config.out`.
 
-    A `run` already begun takes this stage in instead.
+    With `resume`, the run that is there goes on from its last saved state. A `run` already begun
+    takes this stage in instead, which then saves no state.
 
     Raises:
-        ValueError: bad configuration, unknown environment or model, or the run directory exists.
+        ValueError: bad configuration, unknown environment or model, or the run directory exists,
+            or holds no run that could be resumed with this configuration.
     """
-    if run is None:
+    state = find_state(config) if resume else None
+    if run is not None:
+        config = config.model_copy(update={"save_every": 0})
+    elif state is None:
         refuse_existing(config.out)
     tasks = tasks_of(config, config.split)
-    session = Session.open(config)
+    session = Session.open(config, folder=None if state is None else state.folder)
     try:
-        with run or RunDir.begin(config) as run:
-            return asyncio.run(_train(config, session, tasks, run, progress))
+        with run or RunDir.begin(config, resume=resume) as run:
+            return asyncio.run(_train(config, session, tasks, run, state, progress))
     finally:
         session.close()
 
 
 async def _train(
-    config: RLConfig, session: Session, tasks: Sequence[Task], run: RunDir, progress: Progress
+    config: RLConfig,
+    session: Session,
+    tasks: Sequence[Task],
+    run: RunDir,
+    state: SavedState | None,
+    progress: Progress,
 ) -> RLResult:
     updates = config.steps * config.updates_per_step * config.minibatches
     optimizer = Optimizer(session.model, config, updates=updates)
-    needs_reference = config.kl_coefficient > 0 or config.log_kl
-    reference = copy.deepcopy(session.model) if needs_reference else None
+    reference = _reference(config, session, state)
     curriculum = Curriculum(
         len(tasks), per_step=config.tasks_per_step, revisit=config.revisit, seed=config.seed
     )
-    best = first = await session.evaluate(config, seed=config.seed)
-    best_step, checkpoint = 0, _save(run, session, "best")
-    progress(0, {"heldout": best.mean})
-    for step in range(1, config.steps + 1):
+    if state is None:
+        best = await session.evaluate(config, seed=config.seed)
+        first, best_step, version, taken = best.mean, 0, 0, 0
+        _save_best(run, session, best, best_step)
+        progress(0, {"heldout": best.mean})
+    else:
+        best, best_step = _read_best(run)
+        taken = state.step
+        first, version = state.values["heldout_before"], state.values["version"]
+        curriculum.failures |= {int(k): v for k, v in state.values["failures"].items()}
+        optimizer.load(state.folder)
+        await session.rollouts.publish(version)
+        progress(taken, {"heldout": best.mean})
+    for step in range(taken + 1, config.steps + 1):
         started = time.perf_counter()
         chosen = curriculum.draw(step)
         groups = await _sample_groups(config, session, [tasks[i] for i in chosen], run, step)
@@ -102,7 +126,7 @@ async def _train(
             metrics |= _update(session.model, reference, optimizer, rows, config, step)
         trained = time.perf_counter()
         if rows:
-            await session.rollouts.publish(step)
+            await session.rollouts.publish(version := step)
         metrics["seconds_sample"] = sampled - started
         metrics["seconds_train"] = trained - sampled
         metrics["seconds_publish"] = time.perf_counter() - trained
@@ -111,21 +135,27 @@ async def _train(
             metrics["heldout"] = evaluation.mean
             metrics["heldout_low"], metrics["heldout_high"] = evaluation.low, evaluation.high
             if evaluation.mean >= best.mean:  # of equals, the one that has trained more
-                best, best_step, checkpoint = evaluation, step, _save(run, session, "best")
+                best, best_step = evaluation, step
+                _save_best(run, session, best, best_step)
             shown = [episode for group in groups for episode in group][:_TRANSCRIPTS_PER_STEP]
             write_transcripts(run, session, shown, "rl", step, "train", advantages)
         if config.checkpoint_every is not None and step % config.checkpoint_every == 0:
-            _save(run, session, f"step_{step:05d}")
+            run.checkpoint(f"step_{step:05d}", session.save_policy)
         run.log("rl", step, metrics)
         progress(step, metrics)
         goal = config.stop_at_success
         if goal is not None and metrics.get("heldout", 0.0) >= goal:
             break
+        if is_due(config, step):
+            failures = curriculum.failures
+            values = {"heldout_before": first, "version": version, "failures": failures}
+            save_state(run, session, optimizer, step, values)
+    checkpoint = run.path / "checkpoints" / _BEST
     run.write_summary(
         {
             "steps": step,
             "best_step": best_step,
-            "heldout_before": first.mean,
+            "heldout_before": first,
             "heldout_after": best.mean,
             "heldout_after_low": best.low,
             "heldout_after_high": best.high,
@@ -134,6 +164,17 @@ async def _train(
         }
     )
     return RLResult(checkpoint=checkpoint, steps=step, best_step=best_step, best=best)
+
+
+def _reference(
+    config: RLConfig, session: Session, state: SavedState | None
+) -> PreTrainedModel | None:
+    """The first policy, where the KL to it is in the loss or measured."""
+    if config.kl_coefficient == 0 and not config.log_kl:
+        return None
+    if state is None:
+        return copy.deepcopy(session.model)
+    return load_policy(config.model, device=config.device, dtype=config.dtype)[0]
 
 
 async def _sample_groups(
@@ -282,8 +323,21 @@ def _describe(groups: list[Group], advantages: dict[str, float]) -> dict[str, An
     }
 
 
-def _save(run: RunDir, session: Session, name: str) -> Path:
-    return run.checkpoint(
-        name,
-        lambda folder: save_policy(session.model, session.tokenizer, session.chat_format, folder),
-    )
+def _save_best(run: RunDir, session: Session, evaluation: Evaluation, step: int) -> None:
+    """Replace the best checkpoint; beside the policy lies what it scored, and after which step."""
+
+    def save(folder: Path) -> None:
+        session.save_policy(folder)
+        text = json.dumps({"step": step, **asdict(evaluation)}, indent=2) + "\n"
+        (folder / _EVALUATION).write_text(text, encoding="utf-8")
+
+    run.checkpoint(_BEST, save)
+
+
+def _read_best(run: RunDir) -> tuple[Evaluation, int]:
+    """What the best checkpoint of an interrupted run scored, and after which step."""
+    folder = RunDir.find_checkpoint(run.path, _BEST)
+    assert folder is not None  # written before any state
+    values = json.loads((folder / _EVALUATION).read_text(encoding="utf-8"))
+    step = values.pop("step")
+    return Evaluation(**values), step

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from palestra.rollout.evaluate import Evaluation
 from palestra.trainer.batch import Row, micro_batches, pack
 from palestra.trainer.config import SFTConfig
 from palestra.trainer.demonstrations import demonstration_rows, read_demonstrations
-from palestra.trainer.load import save_policy
 from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.losses import negative_log_likelihood
 from palestra.trainer.optimizer import Optimizer
 from palestra.trainer.run_dir import RunDir, refuse_existing
+from palestra.trainer.saved_state import SavedState, find_state, is_due, save_state
 from palestra.trainer.session import Session
 
 Progress = Callable[[int, dict[str, float]], None]
@@ -37,45 +38,56 @@ def train(
     config: SFTConfig,
     *,
     run: RunDir | None = None,
+    resume: bool = False,
     progress: Progress = lambda step, metrics: None,
 ) -> SFTResult:
     """Fine-tune `config.model` on `config.data` and write the run to `config.out`.
 
-    A `run` already begun takes this stage in instead.
+    With `resume`, the run that is there goes on from its last saved state. A `run` already begun
+    takes this stage in instead, which then saves no state.
 
     Raises:
-        ValueError: bad configuration or demonstrations, or the run directory exists.
+        ValueError: bad configuration or demonstrations, or the run directory exists, or holds no
+            run that could be resumed with this configuration.
     """
-    if run is None:
+    state = find_state(config) if resume else None
+    if run is not None:
+        config = config.model_copy(update={"save_every": 0})
+    elif state is None:
         refuse_existing(config.out)
     demonstrations = read_demonstrations(config.data)
-    session = Session.open(config, demonstrations)
+    session = Session.open(config, demonstrations, None if state is None else state.folder)
     rows = [
         row
         for messages, tools in demonstrations
         for row in demonstration_rows(messages, tools, session.chat_format)
     ]
     try:
-        with run or RunDir.begin(config) as run:
-            return asyncio.run(_train(config, session, rows, run, progress))
+        with run or RunDir.begin(config, resume=resume) as run:
+            return asyncio.run(_train(config, session, rows, run, state, progress))
     finally:
         session.close()
 
 
 async def _train(
-    config: SFTConfig, session: Session, rows: list[Row], run: RunDir, progress: Progress
+    config: SFTConfig,
+    session: Session,
+    rows: list[Row],
+    run: RunDir,
+    state: SavedState | None,
+    progress: Progress,
 ) -> SFTResult:
     optimizer = Optimizer(session.model, config, updates=config.steps)
-    shuffle = random.Random(config.seed)
-    deck: list[Row] = []
     evaluation: Evaluation | None = None
-    for step in range(1, config.steps + 1):
+    step = 0
+    if state is not None:
+        step = state.step
+        optimizer.load(state.folder)
+        if (last := state.values["evaluation"]) is not None:
+            evaluation = Evaluation(**last)
+    for batch in islice(_batches(rows, config), step, config.steps):
         started = time.perf_counter()
-        if len(deck) < config.batch_rows:
-            deck += shuffle.sample(rows, len(rows))
-        while len(deck) < config.batch_rows:  # fewer demonstrations than a batch has rows
-            deck += rows
-        batch, deck = deck[: config.batch_rows], deck[config.batch_rows :]
+        step += 1
         metrics: dict[str, float] = {"learning_rate": optimizer.learning_rate}
         metrics["loss"] = _accumulate(session, batch, config.micro_batch_tokens)
         metrics["grad_norm"] = optimizer.step()
@@ -91,15 +103,28 @@ async def _train(
         goal = config.stop_at_success
         if goal is not None and "success" in metrics and metrics["success"] >= goal:
             break
-    checkpoint = run.checkpoint(
-        "sft",
-        lambda folder: save_policy(session.model, session.tokenizer, session.chat_format, folder),
-    )
+        if is_due(config, step):
+            last = None if evaluation is None else asdict(evaluation)
+            save_state(run, session, optimizer, step, {"evaluation": last})
+    checkpoint = run.checkpoint("sft", session.save_policy)
     summary: dict[str, Any] = {"steps": step, "checkpoint": str(checkpoint)}
     if evaluation is not None:
         summary |= {"heldout_after": evaluation.mean, "heldout_n": evaluation.n}
     run.write_summary(summary)
     return SFTResult(checkpoint=checkpoint, steps=step, evaluation=evaluation)
+
+
+def _batches(rows: list[Row], config: SFTConfig) -> Iterator[list[Row]]:
+    """The rows of each step, for ever: every pass deals all of them out, in another order."""
+    shuffle = random.Random(config.seed)
+    deck: list[Row] = []
+    while True:
+        if len(deck) < config.batch_rows:
+            deck += shuffle.sample(rows, len(rows))
+        while len(deck) < config.batch_rows:  # fewer demonstrations than a batch has rows
+            deck += rows
+        batch, deck = deck[: config.batch_rows], deck[config.batch_rows :]
+        yield batch
 
 
 def _accumulate(session: Session, rows: list[Row], micro_batch_tokens: int) -> float:

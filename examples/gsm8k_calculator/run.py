@@ -1,7 +1,8 @@
 """The whole example in one command: demonstrations, SFT, GRPO, and an evaluation around each.
 
-A stage whose result exists is skipped; one that was interrupted starts again from its beginning.
-Each stage is a process of its own, so that its memory is free for the next.
+A stage whose result exists is skipped. Training that was interrupted goes on from what it saved
+last, any other stage starts again. Each stage is a process of its own, so that its memory is free
+for the next.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 
 from gsm8k import HUB
 from process_memory import wait_weighing
+
+from palestra.trainer.saved_state import has_state
 
 HERE = Path(__file__).resolve().parent
 PROBLEMS = {"cpu": 50, "gpu": 1319}  # GSM8K's test set has 1,319
@@ -89,13 +92,17 @@ def run_stage(stage: Stage, log: Path) -> None:
     if stage.result.exists():
         print(f"{stage.name}: done already")
         return
-    print(f"{stage.name}: {' '.join(stage.command)}", flush=True)
-    shutil.rmtree(stage.folder, ignore_errors=True)  # of an attempt that was interrupted
+    command = stage.command
+    if has_state(stage.folder):  # an attempt was interrupted
+        command = [*command, "--resume"]
+    else:
+        shutil.rmtree(stage.folder, ignore_errors=True)
+    print(f"{stage.name}: {' '.join(command)}", flush=True)
     paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     # Threads that spin while they wait take many times as long once anything else runs here.
     env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     started = time.perf_counter()
-    child = subprocess.Popen(stage.command, env=env)
+    child = subprocess.Popen(command, env=env)
     try:
         peak_mb = wait_weighing(child)
     except KeyboardInterrupt:
@@ -103,7 +110,7 @@ def run_stage(stage: Stage, log: Path) -> None:
         raise SystemExit(130) from None
     code = child.returncode
     if code != 0 or not stage.result.exists():
-        print(f"{stage.name} failed with status {code}; the next run starts it again")
+        print(f"{stage.name} failed with status {code}; the next run goes on with it")
         raise SystemExit(code or 1)
     seconds = time.perf_counter() - started
     record = {"stage": stage.name, "seconds": round(seconds, 1), "peak_mb": round(peak_mb)}

@@ -175,7 +175,16 @@ def test_one_command_runs_every_stage_and_resumes(tmp_path: Path) -> None:
         sys.executable,
         str(EXAMPLE / "run.py"),
         *("--data", data, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "run")),
-        *("--problems", "2", "--sft", "steps=2", "--rl", "steps=1", "tasks_per_step=2"),
+        *(
+            "--problems",
+            "2",
+            "--sft",
+            "steps=2",
+            "save_every=1",
+            "--rl",
+            "steps=1",
+            "tasks_per_step=2",
+        ),
         *("group_size=2", "eval_tasks=1", "engine=hf", *limits),
     ]
     first = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -185,12 +194,14 @@ def test_one_command_runs_every_stage_and_resumes(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "run" / "evaluations" / "rl" / "results.json").read_text())
     assert [found["problems"] for found in results.values()] == [2, 2]
 
-    # As if it had been interrupted in the middle of GRPO: that stage and what follows are redone.
+    # As if it had been interrupted: SFT goes on from its state, GRPO of one step has none.
+    (tmp_path / "run" / "sft" / "summary.json").unlink()
     (tmp_path / "run" / "rl" / "summary.json").unlink()
     (tmp_path / "run" / "evaluations" / "rl" / "results.json").unlink()
     second = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert second.returncode == 0, second.stderr
-    assert second.stdout.count("done already") == 4
+    assert second.stdout.count("done already") == 3
+    assert second.stdout.count("--resume") == 1
     log = (tmp_path / "run" / "stages.jsonl").read_text().splitlines()
     assert [json.loads(line)["stage"] for line in log] == [
         "demonstrate",
@@ -199,6 +210,7 @@ def test_one_command_runs_every_stage_and_resumes(tmp_path: Path) -> None:
         "evaluate sft",
         "rl",
         "evaluate rl",
+        "sft",
         "rl",
         "evaluate rl",
     ]
