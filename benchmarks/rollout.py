@@ -8,7 +8,7 @@ through the generator's. Client time is the processor time of the driver's whole
 one generation and the next, in episodes of 50 turns that are played alone.
 
 **vLLM** (`--part vllm`). SmolLM2-135M, 32 at once, the same environment; a grammar has every reply
-call the tool, so that all sides sample the same tokens. The generator replays the driver's
+call the tool in the same tokens. The generator replays the driver's
 requests turn after turn. PyPI's `verifiers` (in an environment of its own under .venv-peers) plays
 the same episodes through the same server's chat completions, with the same chat template; its
 fraction is also of the generator's speed. Each side begins with an emptied prefix cache.
@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -58,8 +60,9 @@ TURNS = 3
 GROUP = 16
 LATENCY_S = 1.0
 CALL = tool_call("lookup", word="palestra")
-# A grammar has every reply call the tool, whatever the model would rather say.
-CALLS = Sampling(max_tokens=96, structure=Structure(choice=(CALL,)))
+# A grammar has every reply call the tool, whatever the model would say. It allows the text to
+# be cut into other tokens, too, so the question shows the call: then the likeliest are the usual.
+CALLS = Sampling(max_tokens=96, temperature=0.0, structure=Structure(choice=(CALL,)))
 
 
 @tool
@@ -278,6 +281,8 @@ def measure_token_server(quick: bool) -> dict[str, float]:
     question: Message = {"role": "user", "content": "look it up"}
     reply_ids = chat_format.encode_reply([question], parse_reply(CALL), [lookup.schema()])
     figures: dict[str, float] = {}
+    gc.collect()
+    gc.freeze()  # as the process in which rollouts run does
     with token_server(reply_ids, 0.05) as base_url:
         figures |= asyncio.run(measure_client(base_url, chat_format, 4 if quick else 10))
     with token_server(reply_ids, LATENCY_S) as base_url:
@@ -344,14 +349,27 @@ def load_smollm2(scratch: Path) -> tuple[Path, ChatFormat, list[str]]:
     return folder, ChatFormat.from_tokenizer(tokenizer), serving
 
 
+async def sampled_tokens(engine: VLLMEngine) -> int:
+    """How many tokens the server has sampled since it started."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{engine.client.base_url}/metrics") as response,
+    ):
+        found = re.findall(
+            r"^vllm:generation_tokens_total\{.*\} (\S+)$", await response.text(), re.MULTILINE
+        )
+    return int(sum(map(float, found)))
+
+
 async def measure_vllm(rounds: int) -> dict[str, float]:
     """The driver's speed on SmolLM2, and `verifiers`', as fractions of the load generator's."""
     concurrency, count = 32, 64
     driver: list[float] = []
     bare: list[float] = []
     peer: list[float] = []
+    tokens: dict[str, int] = {}
     tasks = [
-        Task(id=str(n), messages=({"role": "user", "content": f"{n}. look it up"},))
+        Task(id=str(n), messages=({"role": "user", "content": f"{n}. Say {CALL}"},))
         for n in range(count)
     ]
     with tempfile.TemporaryDirectory() as scratch:
@@ -369,20 +387,26 @@ async def measure_vllm(rounds: int) -> dict[str, float]:
         try:
             for is_warm in (False, *[True] * rounds):
                 await engine.control.post("/reset_prefix_cache", timeout_s=60)
+                before = await sampled_tokens(engine)
                 started = time.perf_counter()
                 episodes = await play(
                     RoutedEngine([engine]), chat_format, tasks, concurrency, sampling=CALLS
                 )
                 seconds = time.perf_counter() - started
+                tokens["driver"] = await sampled_tokens(engine) - before
                 if not is_warm:
                     continue
                 driver.append(seconds)
                 requests = [bodies_of(episode, chat_format) for episode in episodes]
                 await engine.control.post("/reset_prefix_cache", timeout_s=60)
                 bare.append(await replay(base_url, requests, concurrency))
+                before = await sampled_tokens(engine)
                 found = await asyncio.to_thread(play_verifiers, base_url, count, concurrency)
                 if found is not None:
                     peer.append(found)
+                    # One more episode comes before those that are timed.
+                    sampled = await sampled_tokens(engine) - before
+                    tokens["verifiers"] = round(sampled * count / (count + 1))
         finally:
             await engine.aclose()
     turns, median = count * TURNS, statistics.median
@@ -390,10 +414,12 @@ async def measure_vllm(rounds: int) -> dict[str, float]:
         "driver_fraction_vllm_c32": round(median(bare) / median(driver), 3),
         "driver_turns_per_s_vllm_c32": round(turns / median(driver), 2),
         "bare_turns_per_s_vllm_c32": round(turns / median(bare), 2),
+        "driver_tokens_per_turn": round(tokens["driver"] / turns, 1),
     }
     if peer:
         figures["verifiers_fraction_c32"] = round(median(bare) / median(peer), 3)
         figures["verifiers_turns_per_s_vllm_c32"] = round(turns / median(peer), 2)
+        figures["verifiers_tokens_per_turn"] = round(tokens["verifiers"] / turns, 1)
     return figures
 
 

@@ -6,6 +6,7 @@ It ends when its parent does: the connection closes then.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 from multiprocessing.connection import Connection
@@ -108,8 +109,11 @@ async def _main(connection: Connection) -> None:
         send(connection, {"error": describe(error)})
         return
     try:
+        worker = Worker(connection, engine, options)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: the collector need not look at it again
         send(connection, {"ready": True})
-        await Worker(connection, engine, options).serve()
+        await worker.serve()
     finally:
         await engine.aclose()
 

@@ -24,7 +24,7 @@ Transfer = Literal["tensor", "distributed"]
 _QUICK_S = 60.0  # what a server answers at once; more than enough on a busy machine
 _ABORT_PERIOD_S = 0.1
 # Of the probe's last tokens so many are computed afresh on top of cached keys.
-_TAIL_TOKENS = 16
+_TAIL_TOKENS = 4
 
 
 class Gate:
@@ -250,43 +250,37 @@ async def check_served(
 ) -> None:
     """Raise StaleWeights, naming what is stale, unless the server serves what it was sent.
 
-    The probe is scored twice: computed afresh, it must give the trainer's log-probabilities; with
-    all but its end from the prefix cache, which `warm_cache` filled before the update, its end
-    must too.
+    The end of the probe is scored, on top of the keys before it, which `warm_cache` had the prefix
+    cache hold before the update. Only where it is off, all of the probe is computed afresh, to tell
+    whether the weights are wrong or those keys.
 
     Args:
         version: the server's name for the weights that it was sent.
-        cache_cleared: False where keys of older weights were kept on purpose: they are not asked
-            for.
+        cache_cleared: False where keys of older weights were kept on purpose: then the probe is
+            computed afresh.
     """
-    start = len(probe.token_ids) - _TAIL_TOKENS - 1
-    fresh, tail = await asyncio.gather(
-        *(
-            client.post(
-                GENERATE,
-                score_body(probe.token_ids, start=begin),
-                timeout_s=timeout_s,
-                idempotent=True,
-            )
-            for begin in (0, start)
+
+    async def score(start: int) -> float:
+        answer = await client.post(
+            GENERATE, score_body(probe.token_ids, start=start), timeout_s=timeout_s, idempotent=True
         )
-    )
-    where = client.base_url
-    _require_version(client, str(fresh["meta_info"]["weight_version"]), version)
-    error = worst_error(probe.logprobs, read_scores(fresh, probe.token_ids))
-    if not error <= probe.tolerance:
-        raise StaleWeights(
-            f"{where} does not serve version {version!r}: it computes with other weights; the "
-            f"probe's log-probabilities are off by up to {error:.3g} (tolerance "
-            f"{probe.tolerance:g})"
-        )
-    error = worst_error(probe.logprobs[start:], read_scores(tail, probe.token_ids[start:]))
-    if cache_cleared and not error <= probe.tolerance:
+        _require_version(client, str(answer["meta_info"]["weight_version"]), version)
+        return worst_error(probe.logprobs[start:], read_scores(answer, probe.token_ids[start:]))
+
+    start = len(probe.token_ids) - _TAIL_TOKENS - 1 if cache_cleared else 0
+    error = await score(start)
+    if error <= probe.tolerance:
+        return
+    where, limit = client.base_url, f"(tolerance {probe.tolerance:g})"
+    if cache_cleared and await score(0) <= probe.tolerance:
         raise StaleWeights(
             f"{where} computes with keys of older weights: its prefix cache was not flushed after "
-            f"the update to version {version!r}; a cached probe is off by {error:.3g} (tolerance "
-            f"{probe.tolerance:g})"
+            f"the update to version {version!r}; a cached probe is off by {error:.3g} {limit}"
         )
+    raise StaleWeights(
+        f"{where} does not serve version {version!r}: it computes with other weights; the probe's "
+        f"log-probabilities are off by up to {error:.3g} {limit}"
+    )
 
 
 def _require_version(client: TokenClient, served: str, version: str) -> None:

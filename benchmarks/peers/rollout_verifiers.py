@@ -47,7 +47,7 @@ def main() -> None:
     client = ClientConfig(api_base_url=f"{options.base_url}/v1", api_key_var="NO_KEY")
     sampling = {
         "max_tokens": 96,
-        "temperature": 1.0,
+        "temperature": 0.0,
         "logprobs": True,
         "extra_body": {
             "structured_outputs": {"choice": [options.call]},
@@ -77,7 +77,7 @@ def main() -> None:
     reset = urllib.request.Request(f"{options.base_url}/reset_prefix_cache", method="POST")
     urllib.request.urlopen(reset).read()
     started = time.perf_counter()
-    outputs = asyncio.run(play([f"{n}. look it up" for n in range(options.episodes)]))
+    outputs = asyncio.run(play([f"{n}. Say {options.call}" for n in range(options.episodes)]))
     seconds = time.perf_counter() - started
     turns = sum(m["role"] == "assistant" for output in outputs for m in output["completion"])
     calls = sum(bool(m.get("tool_calls")) for output in outputs for m in output["completion"])
