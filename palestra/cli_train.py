@@ -28,7 +28,7 @@ def run_stage(stage: str, path: Path, overrides: list[str], *, resume: bool) -> 
         find_state(config)
     else:
         refuse_existing(config.out)
-    if config.model != "tiny":
+    if config.model != "tiny" and not resume:
         find_model_folder(config.model)
     module = importlib.import_module(f"palestra.trainer.train_{stage}")
     importlib.import_module("palestra.trainer.load").silence_transformers()

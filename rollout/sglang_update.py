@@ -24,7 +24,7 @@ Transfer = Literal["tensor", "distributed"]
 _QUICK_S = 60.0  # what a server answers at once; more than enough on a busy machine
 _ABORT_PERIOD_S = 0.1
 # Of the probe's last tokens so many are computed afresh on top of cached keys.
-_TAIL_TOKENS = 4
+_TAIL_TOKENS = 16
 
 
 class Gate:

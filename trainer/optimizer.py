@@ -71,7 +71,7 @@ class Optimizer:
 
     def load(self, folder: Path) -> None:
         """Go on from what an optimizer of the same parameters has saved."""
-        device = self._parameters[0].device
-        saved = torch.load(folder / _FILE, map_location=device, weights_only=True)
+        # AdamW moves the moments to where the parameters are; its counts of steps stay on the CPU.
+        saved = torch.load(folder / _FILE, map_location="cpu", weights_only=True)
         self._steps = saved["steps"]
         self._adamw.load_state_dict(saved["adamw"])

@@ -1,11 +1,12 @@
 """A run is a directory: configuration, metrics, episodes, transcripts, checkpoints, summary.
 
 Every line is written whole and flushed, every other file replaced atomically: whatever stops the
-run, what was written stays readable.
+run, what was written stays readable. One process at a time writes to it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -28,24 +29,32 @@ LOGS = "logs"
 class RunDir:
     """Writes one run's files; use it as a context, or call `close`.
 
+    Args:
+        resumed_after: the step after which an interrupted run goes on; what it wrote of later steps
+            will be written again. None begins a run.
+
     Raises:
-        ValueError: the directory exists and is not empty, unless its run is resumed.
+        ValueError: the directory exists and is not empty, or another process writes to its run.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False) -> None:
-        if resume:
-            _end_torn_lines(path)
-        else:
+    def __init__(self, path: Path, *, resumed_after: int | None = None) -> None:
+        if resumed_after is None:
             refuse_existing(path)
-        self.path = path
         path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._lock: int | None = _lock(path)
         self._board: SummaryWriter | None = None
+        self._purge_step = None if resumed_after is None else resumed_after + 1
+        if resumed_after is not None:
+            (path / "summary.json").unlink(missing_ok=True)
+            for name in ("metrics.jsonl", "transcripts.jsonl"):
+                self._drop_after(name, resumed_after)
 
     @staticmethod
-    def begin(config: StageConfig, *, resume: bool = False) -> RunDir:
+    def begin(config: StageConfig, *, resumed_after: int | None = None) -> RunDir:
         """The run of one stage, whose `config.toml` can start it again."""
-        run = RunDir(config.out, resume=resume)
-        run.write_config(_values(config))
+        run = RunDir(config.out, resumed_after=resumed_after)
+        run.write_config(settings_of(config))
         return run
 
     def __enter__(self) -> RunDir:
@@ -64,7 +73,9 @@ class RunDir:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.path / "tensorboard"))
+            folder = str(self.path / "tensorboard")
+            self._board = SummaryWriter(folder, purge_step=self._purge_step)
+            self._purge_step = None
         for name, value in metrics.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(f"{stage}/{name}", value, step)
@@ -83,30 +94,50 @@ class RunDir:
         """Write `checkpoints/NAME` by `save(folder)`; it appears complete or not at all."""
         target = self.path / "checkpoints" / name
         partial = target.with_name(f".{name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        old = _old(target)
+        for abandoned in (partial, old):
+            shutil.rmtree(abandoned, ignore_errors=True)
         partial.mkdir(parents=True)
         save(partial)
+        _sync(partial)
         if target.exists():
-            old = _old(target)
-            shutil.rmtree(old, ignore_errors=True)
             os.replace(target, old)
-            os.replace(partial, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, target)
+        os.replace(partial, target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
         return target
 
     @staticmethod
     def find_checkpoint(run: Path, name: str) -> Path | None:
         """A run's checkpoint; the one before it where a crash came between the two."""
         target = run / "checkpoints" / name
-        return next((folder for folder in (target, _old(target)) if folder.is_dir()), None)
+        if not target.exists() and _old(target).is_dir():
+            os.replace(_old(target), target)
+        return target if target.is_dir() else None
 
     def close(self) -> None:
-        """Flush TensorBoard's file; a later `log` opens another."""
+        """Flush TensorBoard's file and let others write to the run."""
         if self._board is not None:
             self._board.close()
             self._board = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _drop_after(self, name: str, step: int) -> None:
+        """Keep the rows up to a step; those that a crash cut off go, too."""
+        path = self.path / name
+        if not path.exists():
+            return
+        kept = []
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line.decode("utf-8"))
+                except (ValueError, KeyError, TypeError):
+                    continue
+        self._replace(name, "".join(kept))
 
     def _replace(self, name: str, text: str) -> None:
         partial = self.path / f".{name}.partial"
@@ -114,7 +145,8 @@ class RunDir:
         os.replace(partial, self.path / name)
 
 
-def _values(config: StageConfig) -> dict[str, Any]:
+def settings_of(config: StageConfig) -> dict[str, Any]:
+    """What `config.toml` says of a configuration."""
     return config.model_dump(mode="json", exclude_none=True)
 
 
@@ -123,14 +155,25 @@ def _old(checkpoint: Path) -> Path:
     return checkpoint.with_name(f".{checkpoint.name}.old")
 
 
-def _end_torn_lines(run: Path) -> None:
-    """End the last lines that a crash has cut off, so that the next one is whole."""
-    for path in run.glob("*.jsonl"):
-        with path.open("rb+") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            if file.read() not in {b"", b"\n"}:
-                file.write(b"\n")
+def _sync(folder: Path) -> None:
+    """Have the disk hold the folder's files before anything relies on them."""
+    for path in [*folder.iterdir(), folder]:
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def _lock(run: Path) -> int:
+    """An open file by which others see that a process writes to the run; it ends with it."""
+    opened = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(opened)
+        raise ValueError(f"another process writes to the run in {run}: let it end first") from None
+    return opened
 
 
 def refuse_existing(path: Path) -> None:

@@ -58,7 +58,8 @@ class Session:
                 )
             made, tokenizer = build_policy(demonstrations, seed=config.seed)
             chat_format = ChatFormat.from_tokenizer(tokenizer)
-            model = torch.nn.Module.to(made, choose_device(config.device)).eval()
+            dtype = getattr(torch, config.dtype)
+            model = torch.nn.Module.to(made, choose_device(config.device), dtype).eval()
         else:
             model, tokenizer, chat_format = load_policy(
                 folder or config.model, device=config.device, dtype=config.dtype

@@ -30,7 +30,14 @@ from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.losses import clipped_policy_loss, kl_to_reference
 from palestra.trainer.optimizer import Optimizer
 from palestra.trainer.run_dir import RunDir, refuse_existing
-from palestra.trainer.saved_state import SavedState, find_state, is_due, save_state
+from palestra.trainer.saved_state import (
+    SavedState,
+    begin_run,
+    find_state,
+    is_due,
+    readable,
+    save_state,
+)
 from palestra.trainer.session import Session, request_of, tasks_of
 from palestra.trainer.transcripts import write_transcripts
 from palestra.types import Episode, Outcome, Sampling, Task
@@ -80,7 +87,7 @@ def train(
     tasks = tasks_of(config, config.split)
     session = Session.open(config, folder=None if state is None else state.folder)
     try:
-        with run or RunDir.begin(config, resume=resume) as run:
+        with begin_run(config, run, state) as run:
             return asyncio.run(_train(config, session, tasks, run, state, progress))
     finally:
         session.close()
@@ -108,15 +115,17 @@ async def _train(
     else:
         best, best_step = _read_best(run)
         taken = state.step
-        first, version = state.values["heldout_before"], state.values["version"]
-        curriculum.failures |= {int(k): v for k, v in state.values["failures"].items()}
-        optimizer.load(state.folder)
+        with readable(state.folder):
+            first, version = state.values["heldout_before"], state.values["version"]
+            curriculum.failures |= {int(k): v for k, v in state.values["failures"].items()}
+            optimizer.load(state.folder)
         await session.rollouts.publish(version)
         progress(taken, {"heldout": best.mean})
     for step in range(taken + 1, config.steps + 1):
         started = time.perf_counter()
         chosen = curriculum.draw(step)
         groups = await _sample_groups(config, session, [tasks[i] for i in chosen], run, step)
+        _require_scored(groups, run, step)
         _record(curriculum, chosen, tasks, groups)
         sampled = time.perf_counter()
         rows, advantages = _rows(groups, config, step)
@@ -188,7 +197,7 @@ async def _sample_groups(
         n_per_task=config.group_size,
         sampling=Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
         seed=random.Random(f"{config.seed}-{step}-sample").getrandbits(48),
-        record_to=str(run.path / "episodes" / f"step_{step:05d}.jsonl"),
+        record_to=str(_record_of(run, step)),
     )
     groups: dict[str, Group] = {}
     async for episode in session.rollouts.play(request):
@@ -197,6 +206,25 @@ async def _sample_groups(
     return [
         sorted(groups[task_id], key=lambda e: (e.sample, e.attempt)) for task_id in sorted(groups)
     ]
+
+
+def _require_scored(groups: list[Group], run: RunDir, step: int) -> None:
+    """Raise ValueError where nothing that was sampled got a score: more steps would not, either."""
+    episodes = [episode for group in groups for episode in group]
+    if any(episode.outcome is Outcome.SCORED for episode in episodes):
+        return
+    # Out of the way of a resumed run, which samples the step again.
+    path = _record_of(run, step)
+    kept = path.replace(path.with_suffix(".unscored.jsonl"))
+    causes = dict(Counter(episode.cause or "unknown" for episode in episodes))
+    raise ValueError(
+        f"none of the {len(episodes)} episodes of step {step} was scored ({causes}): see {kept}, "
+        "and go on with --resume when the cause is mended"
+    )
+
+
+def _record_of(run: RunDir, step: int) -> Path:
+    return run.path / "episodes" / f"step_{step:05d}.jsonl"
 
 
 def _record(
@@ -336,8 +364,9 @@ def _save_best(run: RunDir, session: Session, evaluation: Evaluation, step: int)
 
 def _read_best(run: RunDir) -> tuple[Evaluation, int]:
     """What the best checkpoint of an interrupted run scored, and after which step."""
-    folder = RunDir.find_checkpoint(run.path, _BEST)
-    assert folder is not None  # written before any state
-    values = json.loads((folder / _EVALUATION).read_text(encoding="utf-8"))
-    step = values.pop("step")
-    return Evaluation(**values), step
+    folder = RunDir.find_checkpoint(run.path, _BEST) or run.path / "checkpoints" / _BEST
+    path = folder / _EVALUATION
+    with readable(path):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        step = int(values.pop("step"))
+        return Evaluation(**values), step

@@ -19,7 +19,14 @@ from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.losses import negative_log_likelihood
 from palestra.trainer.optimizer import Optimizer
 from palestra.trainer.run_dir import RunDir, refuse_existing
-from palestra.trainer.saved_state import SavedState, find_state, is_due, save_state
+from palestra.trainer.saved_state import (
+    SavedState,
+    begin_run,
+    find_state,
+    is_due,
+    readable,
+    save_state,
+)
 from palestra.trainer.session import Session
 
 Progress = Callable[[int, dict[str, float]], None]
@@ -63,7 +70,7 @@ def train(
         for row in demonstration_rows(messages, tools, session.chat_format)
     ]
     try:
-        with run or RunDir.begin(config, resume=resume) as run:
+        with begin_run(config, run, state) as run:
             return asyncio.run(_train(config, session, rows, run, state, progress))
     finally:
         session.close()
@@ -82,9 +89,16 @@ async def _train(
     step = 0
     if state is not None:
         step = state.step
-        optimizer.load(state.folder)
-        if (last := state.values["evaluation"]) is not None:
-            evaluation = Evaluation(**last)
+        with readable(state.folder):
+            optimizer.load(state.folder)
+            if (last := state.values["evaluation"]) is not None:
+                evaluation = Evaluation(**last)
+            known = state.values["rows"]
+        if known != len(rows):
+            raise ValueError(
+                f"{config.data} has other demonstrations than the run was begun with: {len(rows)} "
+                f"rows, not {known}"
+            )
     for batch in islice(_batches(rows, config), step, config.steps):
         started = time.perf_counter()
         step += 1
@@ -105,7 +119,7 @@ async def _train(
             break
         if is_due(config, step):
             last = None if evaluation is None else asdict(evaluation)
-            save_state(run, session, optimizer, step, {"evaluation": last})
+            save_state(run, session, optimizer, step, {"evaluation": last, "rows": len(rows)})
     checkpoint = run.checkpoint("sft", session.save_policy)
     summary: dict[str, Any] = {"steps": step, "checkpoint": str(checkpoint)}
     if evaluation is not None:

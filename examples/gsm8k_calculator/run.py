@@ -110,7 +110,10 @@ def run_stage(stage: Stage, log: Path) -> None:
         raise SystemExit(130) from None
     code = child.returncode
     if code != 0 or not stage.result.exists():
-        print(f"{stage.name} failed with status {code}; the next run goes on with it")
+        print(
+            f"{stage.name} failed with status {code}; the next run goes on with it (to start it "
+            f"again remove {stage.folder})"
+        )
         raise SystemExit(code or 1)
     seconds = time.perf_counter() - started
     record = {"stage": stage.name, "seconds": round(seconds, 1), "peak_mb": round(peak_mb)}

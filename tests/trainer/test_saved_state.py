@@ -42,13 +42,10 @@ def interrupt_after(steps: int) -> Callable[[int, Any], None]:
     return progress
 
 
-def last_metrics(run: Path) -> dict[int, dict[str, Any]]:
-    """Of each step the last row, without how long things took."""
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The row of each step, without how long things took."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {
-        row["step"]: {name: v for name, v in row.items() if not name.startswith("seconds")}
-        for row in rows
-    }
+    return [{name: v for name, v in row.items() if not name.startswith("seconds")} for row in rows]
 
 
 def weights(run: Path, name: str) -> bytes:
@@ -97,26 +94,40 @@ def test_sft_resumed_is_bit_for_bit_the_uninterrupted_run(
     assert seen == list(range(stopped_at // 2 * 2 + 1, 8))  # from the last state, saved every two
     assert result.steps == 7
     assert weights(config.out, "sft") == weights(whole_sft, "sft")
-    assert last_metrics(config.out) == last_metrics(whole_sft)
+    assert metrics(config.out) == metrics(whole_sft)
     assert summary(config.out) == summary(whole_sft)
 
 
+@pytest.mark.parametrize("kept", ["all", "half", "none"])
 def test_rl_resumed_is_bit_for_bit_the_uninterrupted_run(
-    tmp_path: Path, imitator: Path, whole_rl: Path
+    tmp_path: Path, imitator: Path, whole_rl: Path, kept: str
 ) -> None:
     config = rl_config(tmp_path / "run", imitator)
     with pytest.raises(KeyboardInterrupt):
         train_rl.train(config, progress=interrupt_after(3))
-    before = (config.out / "episodes" / "step_00003.jsonl").read_text()
+    recorded = config.out / "episodes" / "step_00003.jsonl"
+    before = recorded.read_text().splitlines(keepends=True)
+    if kept == "half":  # it was being sampled
+        recorded.write_text("".join(before[::2]))
+    elif kept == "none":
+        recorded.unlink()
     result = train_rl.train(config, resume=True)
-    assert (result.steps, len(last_metrics(config.out))) == (5, 5)
-    assert last_metrics(config.out) == last_metrics(whole_rl)
+    assert (result.steps, len(metrics(config.out))) == (5, 5)
+    assert metrics(config.out) == metrics(whole_rl)
     for name in ("last", "best"):
         assert weights(config.out, name) == weights(whole_rl, name)
     assert same(moments(config.out), moments(whole_rl))
     assert summary(config.out) == summary(whole_rl)
     # What had been sampled already was trained on again, not sampled again.
-    assert (config.out / "episodes" / "step_00003.jsonl").read_text() == before
+    again = recorded.read_text().splitlines(keepends=True)
+    assert len(again) == len(before) == 16
+    if kept == "all":
+        assert again == before
+    elif kept == "half":
+        assert again[:8] == before[::2]
+    rows = map(json.loads, (config.out / "transcripts.jsonl").read_text().splitlines())
+    shown = [(row["step"], row["episode_id"]) for row in rows]
+    assert len(shown) == len(set(shown)) > 0
 
 
 def test_a_run_interrupted_twice_goes_on_twice(
@@ -154,15 +165,29 @@ def test_a_stage_of_a_larger_run_saves_no_state(tmp_path: Path, demonstrations: 
 
 
 def test_speed_and_length_may_change_but_not_what_is_learned(
-    tmp_path: Path, demonstrations: Path
+    tmp_path: Path, demonstrations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = sft_config(tmp_path / "run", demonstrations, steps=3)
     train_sft.train(config)
-    longer = config.model_copy(update={"steps": 4, "micro_batch_tokens": 4096})
-    assert train_sft.train(longer, resume=True).steps == 4
+    with pytest.raises(ValueError, match="is finished: raise steps to train on"):
+        train_sft.train(config, resume=True)
+    monkeypatch.chdir(tmp_path)
+    near = Path(os.path.relpath(demonstrations))
+    longer = {"steps": 4, "micro_batch_tokens": 4096, "data": near}
+    assert train_sft.train(config.model_copy(update=longer), resume=True).steps == 4
+    assert [row["step"] for row in metrics(config.out)] == [1, 2, 3, 4]
     assert "steps = 4" in (config.out / "config.toml").read_text()
     with pytest.raises(ValueError, match=r"begun with seed = 0, not 1: resume it with the same"):
         train_sft.train(config.model_copy(update={"seed": 1}), resume=True)
+
+
+def test_steps_are_fixed_where_the_learning_rate_falls_towards_the_last(
+    tmp_path: Path, demonstrations: Path
+) -> None:
+    config = sft_config(tmp_path / "run", demonstrations, steps=3, learning_rate_end=0.1)
+    train_sft.train(config)
+    with pytest.raises(ValueError, match="begun with steps = 3, not 4"):
+        find_state(config.model_copy(update={"steps": 4}))
 
 
 def test_what_cannot_be_resumed_is_told(tmp_path: Path, demonstrations: Path) -> None:
@@ -174,32 +199,96 @@ def test_what_cannot_be_resumed_is_told(tmp_path: Path, demonstrations: Path) ->
     with pytest.raises(ValueError, match=r"saved no state .*\(save_every = 2\): move it away"):
         find_state(config)
     shutil.rmtree(config.out)
-    train_sft.train(config)
+    with pytest.raises(KeyboardInterrupt):
+        train_sft.train(config, progress=interrupt_after(3))
     with pytest.raises(ValueError, match="has taken 2 steps of 2: raise steps to train on"):
         find_state(config.model_copy(update={"steps": 2}))
 
 
+@pytest.mark.parametrize("file", ["state.json", "optimizer.pt"])
+def test_a_damaged_state_is_told_in_one_line(
+    tmp_path: Path, demonstrations: Path, file: str
+) -> None:
+    config = sft_config(tmp_path / "run", demonstrations, steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        train_sft.train(config, progress=interrupt_after(3))
+    path = config.out / "checkpoints" / "last" / file
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ValueError, match=r"last.* cannot be read \(.*\): move the run away"):
+        train_sft.train(config, resume=True)
+
+
+def test_demonstrations_that_changed_are_told(tmp_path: Path, demonstrations: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    shutil.copy(demonstrations, data)
+    config = sft_config(tmp_path / "run", data, steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        train_sft.train(config, progress=interrupt_after(3))
+    lines = data.read_text().splitlines(keepends=True)
+    data.write_text("".join(lines[:-1]))
+    with pytest.raises(ValueError, match="has other demonstrations than the run was begun with"):
+        train_sft.train(config, resume=True)
+
+
 def test_a_crash_between_two_states_leaves_the_older(tmp_path: Path, demonstrations: Path) -> None:
     config = sft_config(tmp_path / "run", demonstrations, steps=3)
-    train_sft.train(config)
+    with pytest.raises(KeyboardInterrupt):
+        train_sft.train(config, progress=interrupt_after(3))
     last = config.out / "checkpoints" / "last"
     last.rename(last.with_name(".last.old"))
     last.with_name(".last.partial").mkdir()
     assert find_state(config).step == 2
-    train_sft.train(config, resume=True)
-    assert weights(config.out, "sft")
+    assert train_sft.train(config, resume=True).steps == 3
 
 
-def test_a_line_that_a_crash_cut_off_does_not_take_the_next_with_it(tmp_path: Path) -> None:
+def test_a_step_of_which_nothing_is_scored_ends_the_run_and_is_sampled_again(
+    tmp_path: Path, imitator: Path, whole_rl: Path
+) -> None:
+    config = rl_config(tmp_path / "run", imitator)
+    recorded = config.out / "episodes" / "step_00003.jsonl"
+
+    def spoil(step: int, _: Any) -> None:
+        if step == 2:  # as if the engine had been away in step 3
+            lines = (whole_rl / "episodes" / "step_00003.jsonl").read_text().splitlines()
+            failed = [
+                json.loads(line)
+                | {"outcome": "failed", "cause": "engine", "attempt": attempt, "turns": []}
+                for line in lines
+                for attempt in (0, 1)
+            ]
+            recorded.write_text("".join(json.dumps(episode) + "\n" for episode in failed))
+
+    told = r"none of the 32 episodes of step 3 was scored \({'engine': 32}\): see .*unscored"
+    with pytest.raises(ValueError, match=told):
+        train_rl.train(config, progress=spoil)
+    assert (config.out / "episodes" / "step_00003.unscored.jsonl").exists()
+    train_rl.train(config, resume=True)
+    assert weights(config.out, "last") == weights(whole_rl, "last")
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    config = SFTConfig(model="m", out=tmp_path / "run", data=Path("d.jsonl"))
+    with (
+        RunDir.begin(config),
+        pytest.raises(ValueError, match=r"another process writes to the run in .*: let it end"),
+    ):
+        RunDir.begin(config, resumed_after=1)
+    RunDir.begin(config, resumed_after=1).close()
+
+
+def test_what_a_resumed_run_writes_again_is_dropped(tmp_path: Path) -> None:
     config = SFTConfig(model="m", out=tmp_path / "run", data=Path("d.jsonl"))
     with RunDir.begin(config) as run:
-        run.append("metrics.jsonl", {"step": 1})
-    with (run.path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "lo')
-    with RunDir.begin(config, resume=True) as run:
+        run.append("metrics.jsonl", {"step": 1, "said": "a\u2028b"})
         run.append("metrics.jsonl", {"step": 2})
-    lines = (run.path / "metrics.jsonl").read_text().splitlines()
-    assert lines == ['{"step":1}', '{"step": 2, "lo', '{"step":2}']
+        run.write_summary({"steps": 2})
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "lo')
+    with RunDir.begin(config, resumed_after=1) as run:
+        run.append("metrics.jsonl", {"step": 2, "loss": 0})
+    lines = (run.path / "metrics.jsonl").read_text().split("\n")
+    assert lines == ['{"step":1,"said":"a\u2028b"}', '{"step":2,"loss":0}', ""]
+    assert not (run.path / "summary.json").exists()
 
 
 @pytest.mark.slow
@@ -225,5 +314,5 @@ def test_a_killed_command_goes_on_with_resume(tmp_path: Path, demonstrations: Pa
     refused = subprocess.run(command("killed"), env=env, capture_output=True, text=True)
     assert refused.returncode == 2 and "exists already" in refused.stderr
     subprocess.run(command("killed", "--resume"), env=env, check=True, capture_output=True)
-    assert last_metrics(tmp_path / "killed") == last_metrics(tmp_path / "whole")
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
     assert weights(tmp_path / "killed", "sft") == weights(tmp_path / "whole", "sft")
