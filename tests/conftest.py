@@ -1,6 +1,7 @@
 """What tests of several folders need."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 
 from palestra.rollout.engine_errors import ServerNotStarted
 from palestra.rollout.engine_python import find_python
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
