@@ -274,7 +274,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
             "overrides", metavar="key=value", nargs="*", default=[], help="single settings"
         )
         stage.add_argument(
-            "--resume", action="store_true", help="go on with the interrupted run that is in `out`"
+            "--resume",
+            action="store_true",
+            help="go on with the interrupted run that is in `out` (last, or before CONFIG.toml)",
         )
         stage.set_defaults(run=_run_train, stage=name)
 

@@ -24,13 +24,14 @@ def load_policy(
         ValueError: the folder is missing, holds no model, has no chat template, or its
             architecture cannot be packed.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = find_model_folder(folder)
     chat_format = ChatFormat.load(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder} holds no causal language model: {reason}") from None
     require_packable(model)

@@ -24,38 +24,43 @@ if TYPE_CHECKING:
 
 # The folder of a run for what other processes print.
 LOGS = "logs"
+# The checkpoint with what an interrupted run goes on from.
+LAST = "last"
 
 
 class RunDir:
     """Writes one run's files; use it as a context, or call `close`.
 
     Args:
-        resumed_after: the step after which an interrupted run goes on; what it wrote of later steps
-            will be written again. None begins a run.
+        exists: the run is there already, and goes on: see `go_on`.
 
     Raises:
         ValueError: the directory exists and is not empty, or another process writes to its run.
     """
 
-    def __init__(self, path: Path, *, resumed_after: int | None = None) -> None:
-        if resumed_after is None:
+    def __init__(self, path: Path, *, exists: bool = False) -> None:
+        if not exists:
             refuse_existing(path)
-        path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._lock: int | None = _lock(path)
         self._board: SummaryWriter | None = None
-        self._purge_step = None if resumed_after is None else resumed_after + 1
-        if resumed_after is not None:
-            (path / "summary.json").unlink(missing_ok=True)
-            for name in ("metrics.jsonl", "transcripts.jsonl"):
-                self._drop_after(name, resumed_after)
+        self._purge_step: int | None = None
 
     @staticmethod
-    def begin(config: StageConfig, *, resumed_after: int | None = None) -> RunDir:
+    def begin(config: StageConfig) -> RunDir:
         """The run of one stage, whose `config.toml` can start it again."""
-        run = RunDir(config.out, resumed_after=resumed_after)
+        run = RunDir(config.out)
         run.write_config(settings_of(config))
         return run
+
+    def go_on(self, config: StageConfig, step: int) -> None:
+        """Go on after a step: what the run wrote of later ones will be written again."""
+        self.write_config(settings_of(config))
+        (self.path / "summary.json").unlink(missing_ok=True)
+        for name in ("metrics.jsonl", "transcripts.jsonl"):
+            self._drop_after(name, step)
+        self._purge_step = step + 1
 
     def __enter__(self) -> RunDir:
         return self
@@ -133,7 +138,7 @@ class RunDir:
         with path.open("rb") as file:
             for line in file:
                 try:
-                    if json.loads(line)["step"] <= step:
+                    if line.endswith(b"\n") and json.loads(line)["step"] <= step:
                         kept.append(line.decode("utf-8"))
                 except (ValueError, KeyError, TypeError):
                     continue
@@ -182,4 +187,6 @@ def refuse_existing(path: Path) -> None:
     Logs may lie there: those of an engine that was started for the run, or could not be.
     """
     if path.exists() and (not path.is_dir() or any(f.name != LOGS for f in path.iterdir())):
-        raise ValueError(f"{path} exists already; choose another --out or move it away")
+        can_go_on = RunDir.find_checkpoint(path, LAST) is not None
+        remedy = "go on with it (--resume), " if can_go_on else ""
+        raise ValueError(f"{path} exists already; {remedy}choose another folder or move it away")

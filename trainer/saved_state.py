@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from palestra.trainer.config import StageConfig, load_config
-from palestra.trainer.run_dir import RunDir, settings_of
+from palestra.trainer.run_dir import LAST, RunDir, refuse_existing, settings_of
 
 if TYPE_CHECKING:
     from palestra.trainer.optimizer import Optimizer
     from palestra.trainer.session import Session
+
+C = TypeVar("C", bound=StageConfig)
 
 # Settings that decide how fast or how long a run trains, not what it learns from.
 _MAY_CHANGE = {
@@ -22,7 +24,6 @@ _MAY_CHANGE = {
     *("engine_urls", "engine_python", "engine_args"),
     *("eval_every", "stop_at_success", "save_every", "checkpoint_every"),
 }
-_NAME = "last"
 _STATE = "state.json"
 
 
@@ -39,13 +40,46 @@ class SavedState:
     values: Mapping[str, Any]
 
 
-def begin_run(
-    config: StageConfig, run: RunDir | None, state: SavedState | None
-) -> AbstractContextManager[RunDir]:
-    """A stage's run: one that others began, else its own, which may go on after a state."""
-    if run is not None:
-        return nullcontext(run)
-    return RunDir.begin(config, resumed_after=None if state is None else state.step)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage(Generic[C]):
+    """A stage about to train: from the beginning, or after a saved state."""
+
+    config: C
+    session: Session
+    run: RunDir
+    state: SavedState | None
+
+
+@contextmanager
+def open_stage(
+    config: C, run: RunDir | None, *, resume: bool, open_session: Callable[[Path | None], Session]
+) -> Iterator[Stage[C]]:
+    """Open a stage's run and session, and close them.
+
+    Args:
+        run: one that others began takes the stage in, which then saves no state.
+        open_session: of the policy in a folder, or of the one that the configuration names.
+
+    Raises:
+        ValueError: the run directory exists, or holds no run that could be resumed.
+    """
+    state: SavedState | None = None
+    with ExitStack() as stack:
+        if resume:
+            # Nobody else writes to it from before it is read.
+            run = stack.enter_context(RunDir(_require_run(config.out), exists=True))
+            state = find_state(config)
+        elif run is not None:
+            config = config.model_copy(update={"save_every": 0})
+        else:
+            refuse_existing(config.out)
+        session = open_session(None if state is None else state.folder)
+        stack.callback(session.close)
+        if run is None:
+            run = stack.enter_context(RunDir.begin(config))
+        if state is not None:
+            run.go_on(config, state.step)
+        yield Stage(config=config, session=session, run=run, state=state)
 
 
 def is_due(config: StageConfig, step: int) -> bool:
@@ -61,15 +95,15 @@ def save_state(
     def save(folder: Path) -> None:
         session.save_policy(folder)
         optimizer.save(folder)
-        text = json.dumps({"step": step, "values": values}) + "\n"
-        (folder / _STATE).write_text(text, encoding="utf-8")
+        saved = {"step": step, "values": values, "files": _sizes(folder)}
+        (folder / _STATE).write_text(json.dumps(saved) + "\n", encoding="utf-8")
 
-    run.checkpoint(_NAME, save)
+    run.checkpoint(LAST, save)
 
 
 def has_state(run: Path) -> bool:
     """Whether a run has saved what it takes to resume it."""
-    return RunDir.find_checkpoint(run, _NAME) is not None
+    return RunDir.find_checkpoint(run, LAST) is not None
 
 
 def find_state(config: StageConfig) -> SavedState:
@@ -79,28 +113,47 @@ def find_state(config: StageConfig) -> SavedState:
         ValueError: there is no such run, it is finished, has saved no state that can be read, or
             was begun with settings that would have it learn something else.
     """
-    out = config.out
-    if not (out / "config.toml").is_file():
-        raise ValueError(f"there is no run to resume in {out}: start one without --resume")
-    earlier = load_config(type(config), out / "config.toml")
+    out = _require_run(config.out)
+    try:
+        earlier = load_config(type(config), out / "config.toml")
+    except ValueError as error:
+        raise ValueError(f"{out} holds no run of this stage: {error}") from None
     _refuse_other_settings(earlier, config)
     if (out / "summary.json").exists() and config.steps <= earlier.steps:
         raise ValueError(f"the run in {out} is finished: raise steps to train on")
-    folder = RunDir.find_checkpoint(out, _NAME)
+    folder = RunDir.find_checkpoint(out, LAST)
     if folder is None:
         raise ValueError(
-            f"the run in {out} saved no state before it was interrupted (save_every = "
-            f"{earlier.save_every}): move it away and start again"
+            f"the run in {out} has saved no state (save_every = {earlier.save_every}): move it "
+            "away and start again"
         )
     with readable(folder / _STATE):
         saved = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         state = SavedState(folder=folder, step=int(saved["step"]), values=dict(saved["values"]))
+        files = dict(saved["files"])
+    found = _sizes(folder)
+    for name, size in files.items():
+        if found.get(name) != size:
+            raise ValueError(
+                f"{folder / name} is missing or damaged: move the run away and start again"
+            )
     if state.step >= config.steps:
         raise ValueError(
             f"the run in {out} has taken {state.step} steps of {config.steps}: raise steps to "
             "train on"
         )
     return state
+
+
+def _require_run(path: Path) -> Path:
+    if not (path / "config.toml").is_file():
+        raise ValueError(f"there is no run to resume in {path}: start one without --resume")
+    return path
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The files of a state but the one that lists them, in bytes."""
+    return {file.name: file.stat().st_size for file in folder.iterdir() if file.name != _STATE}
 
 
 @contextmanager

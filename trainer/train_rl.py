@@ -29,12 +29,12 @@ from palestra.trainer.load import load_policy
 from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.losses import clipped_policy_loss, kl_to_reference
 from palestra.trainer.optimizer import Optimizer
-from palestra.trainer.run_dir import RunDir, refuse_existing
+from palestra.trainer.run_dir import RunDir
 from palestra.trainer.saved_state import (
     SavedState,
-    begin_run,
-    find_state,
+    Stage,
     is_due,
+    open_stage,
     readable,
     save_state,
 )
@@ -79,28 +79,17 @@ def train(
         ValueError: bad configuration, unknown environment or model, or the run directory exists,
             or holds no run that could be resumed with this configuration.
     """
-    state = find_state(config) if resume else None
-    if run is not None:
-        config = config.model_copy(update={"save_every": 0})
-    elif state is None:
-        refuse_existing(config.out)
     tasks = tasks_of(config, config.split)
-    session = Session.open(config, folder=None if state is None else state.folder)
-    try:
-        with begin_run(config, run, state) as run:
-            return asyncio.run(_train(config, session, tasks, run, state, progress))
-    finally:
-        session.close()
+
+    def open_session(folder: Path | None) -> Session:
+        return Session.open(config, folder=folder)
+
+    with open_stage(config, run, resume=resume, open_session=open_session) as stage:
+        return asyncio.run(_train(stage, tasks, progress))
 
 
-async def _train(
-    config: RLConfig,
-    session: Session,
-    tasks: Sequence[Task],
-    run: RunDir,
-    state: SavedState | None,
-    progress: Progress,
-) -> RLResult:
+async def _train(stage: Stage[RLConfig], tasks: Sequence[Task], progress: Progress) -> RLResult:
+    config, session, run, state = stage.config, stage.session, stage.run, stage.state
     updates = config.steps * config.updates_per_step * config.minibatches
     optimizer = Optimizer(session.model, config, updates=updates)
     reference = _reference(config, session, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -18,15 +19,8 @@ from palestra.trainer.demonstrations import demonstration_rows, read_demonstrati
 from palestra.trainer.logprobs import token_logprobs
 from palestra.trainer.losses import negative_log_likelihood
 from palestra.trainer.optimizer import Optimizer
-from palestra.trainer.run_dir import RunDir, refuse_existing
-from palestra.trainer.saved_state import (
-    SavedState,
-    begin_run,
-    find_state,
-    is_due,
-    readable,
-    save_state,
-)
+from palestra.trainer.run_dir import RunDir
+from palestra.trainer.saved_state import Stage, is_due, open_stage, readable, save_state
 from palestra.trainer.session import Session
 
 Progress = Callable[[int, dict[str, float]], None]
@@ -57,33 +51,23 @@ def train(
         ValueError: bad configuration or demonstrations, or the run directory exists, or holds no
             run that could be resumed with this configuration.
     """
-    state = find_state(config) if resume else None
-    if run is not None:
-        config = config.model_copy(update={"save_every": 0})
-    elif state is None:
-        refuse_existing(config.out)
     demonstrations = read_demonstrations(config.data)
-    session = Session.open(config, demonstrations, None if state is None else state.folder)
-    rows = [
-        row
-        for messages, tools in demonstrations
-        for row in demonstration_rows(messages, tools, session.chat_format)
-    ]
-    try:
-        with begin_run(config, run, state) as run:
-            return asyncio.run(_train(config, session, rows, run, state, progress))
-    finally:
-        session.close()
+
+    def open_session(folder: Path | None) -> Session:
+        return Session.open(config, demonstrations, folder)
+
+    with open_stage(config, run, resume=resume, open_session=open_session) as stage:
+        rows = [
+            row
+            for messages, tools in demonstrations
+            for row in demonstration_rows(messages, tools, stage.session.chat_format)
+        ]
+        return asyncio.run(_train(stage, rows, progress))
 
 
-async def _train(
-    config: SFTConfig,
-    session: Session,
-    rows: list[Row],
-    run: RunDir,
-    state: SavedState | None,
-    progress: Progress,
-) -> SFTResult:
+async def _train(stage: Stage[SFTConfig], rows: list[Row], progress: Progress) -> SFTResult:
+    config, session, run, state = stage.config, stage.session, stage.run, stage.state
+    data = hashlib.sha256(config.data.read_bytes()).hexdigest()
     optimizer = Optimizer(session.model, config, updates=config.steps)
     evaluation: Evaluation | None = None
     step = 0
@@ -93,12 +77,10 @@ async def _train(
             optimizer.load(state.folder)
             if (last := state.values["evaluation"]) is not None:
                 evaluation = Evaluation(**last)
-            known = state.values["rows"]
-        if known != len(rows):
-            raise ValueError(
-                f"{config.data} has other demonstrations than the run was begun with: {len(rows)} "
-                f"rows, not {known}"
-            )
+            known = state.values["data_sha256"]
+        if known != data:
+            raise ValueError(f"{config.data} is not what the run was begun with: give the same")
+        progress(step, {})
     for batch in islice(_batches(rows, config), step, config.steps):
         started = time.perf_counter()
         step += 1
@@ -119,7 +101,7 @@ async def _train(
             break
         if is_due(config, step):
             last = None if evaluation is None else asdict(evaluation)
-            save_state(run, session, optimizer, step, {"evaluation": last, "rows": len(rows)})
+            save_state(run, session, optimizer, step, {"evaluation": last, "data_sha256": data})
     checkpoint = run.checkpoint("sft", session.save_policy)
     summary: dict[str, Any] = {"steps": step, "checkpoint": str(checkpoint)}
     if evaluation is not None:

@@ -31,7 +31,7 @@ def test_metrics_go_to_jsonl_and_tensorboard(tmp_path: Path) -> None:
 
 def test_an_existing_run_is_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="exists already; choose another --out"):
+    with pytest.raises(ValueError, match="exists already; choose another folder"):
         RunDir(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
