@@ -44,6 +44,9 @@ class RunDir:
             path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._lock: int | None = _lock(path)
+        for old in (path / "checkpoints").glob(".*.old"):
+            if not (target := old.with_name(old.name[1:].removesuffix(".old"))).exists():
+                old.rename(target)  # a crash came between the two
         self._board: SummaryWriter | None = None
         self._purge_step: int | None = None
 
@@ -116,9 +119,7 @@ class RunDir:
     def find_checkpoint(run: Path, name: str) -> Path | None:
         """A run's checkpoint; the one before it where a crash came between the two."""
         target = run / "checkpoints" / name
-        if not target.exists() and _old(target).is_dir():
-            os.replace(_old(target), target)
-        return target if target.is_dir() else None
+        return next((folder for folder in (target, _old(target)) if folder.is_dir()), None)
 
     def close(self) -> None:
         """Flush TensorBoard's file and let others write to the run."""
