@@ -307,7 +307,7 @@ def test_a_reply_of_a_schema_may_be_a_call_instead(
     vllm_server: ServerProcess, chat_format: ChatFormat, prefix: str
 ) -> None:
     call = CallShape(prefix=prefix, json_schema={"const": "call"}, suffix="\n</tool_call>")
-    structure = Structure(json_schema={"enum": list(range(10))}, call=call)
+    structure = Structure(json_schema={"enum": [0, 1]}, call=call)
     sampling = Sampling(max_tokens=40, temperature=2.0, structure=structure)
 
     async def run() -> list[Completion]:
@@ -320,7 +320,7 @@ def test_a_reply_of_a_schema_may_be_a_call_instead(
     said = {chat_format.text(completion.ids[:-1]) for completion in completions}
     calls = {text for text in said if not text.isdecimal()}
     assert calls == {f'{prefix}"call"\n</tool_call>'}
-    assert said - calls and said - calls <= set("0123456789")
+    assert said - calls and said - calls <= {"0", "1"}
 
 
 # --- cancellation
