@@ -9,8 +9,8 @@ from pathlib import Path
 
 from palestra.trainer.config import RLConfig, SFTConfig, StageConfig, load_config
 from palestra.trainer.model_folder import find_model_folder
-from palestra.trainer.run_dir import refuse_existing
-from palestra.trainer.saved_state import find_state, has_state
+from palestra.trainer.run_dir import has_state, refuse_existing
+from palestra.trainer.saved_state import find_state
 from palestra.view.progress import StageProgress
 from palestra.view.report import write_report
 

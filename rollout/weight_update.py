@@ -18,11 +18,7 @@ from palestra.rollout.engine import KvAfterUpdate, Probe, StaleWeights, UpdateMo
 from palestra.rollout.engine_errors import RequestFailed, UnsupportedServer
 from palestra.rollout.safetensors_header import first_difference, read_folder
 from palestra.rollout.vllm_features import ServerFeatures, call_workers, detect_features
-from palestra.rollout.weight_check import (
-    ProbeCheck,
-    check_version,
-    fit_probe,
-)
+from palestra.rollout.weight_check import ProbeCheck, check_version, fit_probe
 from palestra.rollout.weight_probe import score
 from palestra.rollout.weight_senders import SENDERS, open_sender
 

@@ -182,12 +182,16 @@ def _lock(run: Path) -> int:
     return opened
 
 
+def has_state(run: Path) -> bool:
+    """Whether a run has saved what it takes to resume it."""
+    return RunDir.find_checkpoint(run, LAST) is not None
+
+
 def refuse_existing(path: Path) -> None:
     """Raise ValueError if `path` exists and holds anything: nothing written is ever lost.
 
     Logs may lie there: those of an engine that was started for the run, or could not be.
     """
     if path.exists() and (not path.is_dir() or any(f.name != LOGS for f in path.iterdir())):
-        can_go_on = RunDir.find_checkpoint(path, LAST) is not None
-        remedy = "go on with it (--resume), " if can_go_on else ""
+        remedy = "go on with it (--resume), " if has_state(path) else ""
         raise ValueError(f"{path} exists already; {remedy}choose another folder or move it away")

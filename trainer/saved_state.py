@@ -101,11 +101,6 @@ def save_state(
     run.checkpoint(LAST, save)
 
 
-def has_state(run: Path) -> bool:
-    """Whether a run has saved what it takes to resume it."""
-    return RunDir.find_checkpoint(run, LAST) is not None
-
-
 def find_state(config: StageConfig) -> SavedState:
     """The last state of the run in `config.out`.
 

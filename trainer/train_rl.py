@@ -353,8 +353,7 @@ def _save_best(run: RunDir, session: Session, evaluation: Evaluation, step: int)
 
 def _read_best(run: RunDir) -> tuple[Evaluation, int]:
     """What the best checkpoint of an interrupted run scored, and after which step."""
-    folder = RunDir.find_checkpoint(run.path, _BEST) or run.path / "checkpoints" / _BEST
-    path = folder / _EVALUATION
+    path = run.path / "checkpoints" / _BEST / _EVALUATION
     with readable(path):
         values = json.loads(path.read_text(encoding="utf-8"))
         step = int(values.pop("step"))

@@ -22,7 +22,7 @@ from pathlib import Path
 from gsm8k import HUB
 from process_memory import wait_weighing
 
-from palestra.trainer.saved_state import has_state
+from palestra.trainer.run_dir import has_state
 
 HERE = Path(__file__).resolve().parent
 PROBLEMS = {"cpu": 50, "gpu": 1319}  # GSM8K's test set has 1,319

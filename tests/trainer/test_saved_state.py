@@ -16,8 +16,8 @@ import torch
 
 from palestra.trainer import train_rl, train_sft
 from palestra.trainer.config import RLConfig, SFTConfig
-from palestra.trainer.run_dir import RunDir
-from palestra.trainer.saved_state import find_state, has_state
+from palestra.trainer.run_dir import RunDir, has_state
+from palestra.trainer.saved_state import find_state
 
 ENV = "palestra/Arithmetic-v0"
 LIMITS: dict[str, Any] = {"context_length": 256, "max_tokens": 16, "eval_every": 2, "eval_tasks": 8}
